@@ -1,0 +1,293 @@
+"""Limits with a unit, and the ledger that never lets them be passed.
+
+Checks run in this order, and the first that refuses is reported: calls, generated_tokens, total_tokens,
+computed_tokens, dollars, seconds. The scope itself is asked before its parents.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+from tts_agent.errors import BudgetError, SearchError
+from tts_agent.usage import ZERO, Prices, Usage
+
+
+class Amounts(NamedTuple):
+    """A usage, or a limit on one, by budget unit. Dollars are whole picodollars, so that sums are exact."""
+
+    calls: int = 0
+    generated_tokens: int = 0
+    total_tokens: int = 0
+    computed_tokens: int = 0
+    picodollars: int = 0
+
+    @classmethod
+    def of(cls, usage: Usage) -> "Amounts":
+        return cls(
+            usage.calls,
+            usage.generated,
+            usage.total,
+            usage.computed,
+            round(usage.dollars * PICO) if usage.dollars else 0,
+        )
+
+    def plus(self, other: "Amounts") -> "Amounts":
+        a, b = self, other
+        return Amounts(a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4])
+
+    def minus(self, other: "Amounts") -> "Amounts":
+        """The difference, nothing below zero."""
+        a, b = self, other
+        return Amounts(
+            max(a[0] - b[0], 0),
+            max(a[1] - b[1], 0),
+            max(a[2] - b[2], 0),
+            max(a[3] - b[3], 0),
+            max(a[4] - b[4], 0),
+        )
+
+    def to_json(self) -> dict[str, int]:
+        return {unit: value for unit, value in zip(self._fields, self, strict=True) if value}
+
+
+PICO = 10**12
+NOTHING = Amounts()
+UNITS = ("calls", "generated_tokens", "total_tokens", "computed_tokens", "dollars")
+"""Budget units in the order of `Amounts`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Limits of a search, a node or a run; None is unlimited, and a default budget changes nothing.
+
+    `generated_tokens` counts sampled tokens. `total_tokens` counts prompts in full plus sampled tokens.
+    `computed_tokens` counts what the engine ran through the model, and `dollars` its price: both are reserved as if
+    nothing were cached and settled at the real count. `calls` counts model requests: one per expansion however many
+    siblings it samples, one per question. `seconds` is wall-clock time inside the search.
+
+    `commit_tokens` is held back for one greedy completion, so that a decision can be finished when the rest is used
+    up; None holds back one thought at the task's `max_tokens`, 0 nothing.
+    """
+
+    calls: int | None = None
+    generated_tokens: int | None = None
+    total_tokens: int | None = None
+    computed_tokens: int | None = None
+    dollars: float | None = None
+    seconds: float | None = None
+    commit_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None:
+                continue
+            integral = field.name not in ("dollars", "seconds")
+            if isinstance(value, bool) or not isinstance(value, int if integral else (int, float)):
+                kind = "a whole number" if integral else "a number"
+                raise BudgetError(f"budget {field.name}={value!r} must be {kind}, or None for no limit")
+            if not (value >= 0 if field.name == "commit_tokens" else value > 0):
+                raise BudgetError(f"budget {field.name}={value!r} must be positive; None means no limit")
+
+    @property
+    def limits(self) -> tuple[int | None, ...]:
+        """Limits in the order and the units of `Amounts`."""
+        dollars = None if self.dollars is None else int(self.dollars * PICO)
+        return (self.calls, self.generated_tokens, self.total_tokens, self.computed_tokens, dollars)
+
+    def override(self, changes: Mapping[str, Any]) -> "Budget":
+        """This budget with some limits replaced; unknown names raise."""
+        known = [field.name for field in fields(self)]
+        if unknown := sorted(set(changes) - set(known)):
+            raise BudgetError(f"unknown budget fields {unknown!r}; known: {', '.join(known)}")
+        return replace(self, **changes)
+
+    def to_json(self) -> dict[str, float]:
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+
+
+class Ledger:
+    """The account of one scope (a run, a node, a planning step), nested in its parent's.
+
+    Work is reserved at its worst case before it starts, charged as its parts arrive, and the rest is released. What
+    is charged and reserved together never passes a limit of the scope or of any scope around it. All methods are
+    synchronous and take one lock per tree of scopes, so tasks, threads and event loops may share a ledger.
+    """
+
+    def __init__(
+        self,
+        budget: Budget | None = None,
+        *,
+        name: str = "run",
+        parent: "Ledger | None" = None,
+        prices: Prices | None = None,
+    ) -> None:
+        self.budget = budget or Budget()
+        self.name = name
+        self.parent = parent
+        self.prices: Prices | None = prices or (parent.prices if parent else None)
+        if self.budget.dollars is not None and self.prices is None:
+            raise BudgetError(f"budget dollars={self.budget.dollars!r} of scope {name!r} needs prices=Prices(...)")
+        self.spent = ZERO
+        self.lost = NOTHING
+        self.reserved = NOTHING
+        self.seconds = 0.0
+        self._charged = NOTHING  # Amounts.of(spent) + lost, kept along
+        self._open: dict[int, Amounts] = {}
+        self._limits = self.budget.limits
+        self._lock: threading.RLock = parent._lock if parent else threading.RLock()
+
+    def scope(self, budget: Budget | None = None, *, name: str) -> "Ledger":
+        """A ledger nested in this one: what it spends is spent here too."""
+        return Ledger(budget, name=name, parent=self)
+
+    def _chain(self) -> Iterator["Ledger"]:
+        scope: Ledger | None = self
+        while scope is not None:
+            yield scope
+            scope = scope.parent
+
+    # --- questions: no effects
+
+    @property
+    def reservations(self) -> Mapping[int, Amounts]:
+        """Open reservations of this scope by id, less what was charged against them."""
+        return self._open
+
+    @property
+    def committed(self) -> Amounts:
+        """Charged and reserved together."""
+        return self._charged.plus(self.reserved)
+
+    def refuses(self, bound: Usage) -> str | None:
+        """The first unit whose limit, here or in a scope around, leaves no room for `bound`; None if it fits."""
+        amounts = Amounts.of(self.priced(bound))
+        with self._lock:
+            for scope in self._chain():
+                charged, reserved = scope._charged, scope.reserved
+                for index, limit in enumerate(scope._limits):
+                    if limit is not None and charged[index] + reserved[index] + amounts[index] > limit:
+                        return UNITS[index]
+            return None
+
+    def room(self) -> dict[str, float]:
+        """What may still be reserved, by unit, for the units that have a limit."""
+        left: dict[str, float] = {}
+        with self._lock:
+            for scope in self._chain():
+                for unit, limit, used in zip(UNITS, scope._limits, scope.committed, strict=True):
+                    if limit is not None:
+                        free = (limit - used) / PICO if unit == "dollars" else limit - used
+                        left[unit] = min(left.get(unit, float("inf")), free)
+        return left
+
+    def seconds_left(self) -> float | None:
+        """Seconds until the nearest time limit of this scope or one around it; None without one."""
+        left = [s.budget.seconds - s.seconds for s in self._chain() if s.budget.seconds is not None]
+        return min(left, default=None)
+
+    def priced(self, usage: Usage) -> Usage:
+        """`usage` with its dollars, if the ledger has prices and the engine gave none."""
+        if self.prices is None or usage.dollars:
+            return usage
+        return replace(usage, dollars=self.prices.dollars(usage))
+
+    # --- acts
+
+    def reserve(self, reservation: int, bound: Usage) -> None:
+        """Set `bound` aside under an id. Raises `BudgetError` if it does not fit: ask `refuses` first."""
+        with self._lock:
+            if unit := self.refuses(bound):
+                raise BudgetError(f"reservation {reservation!r} does not fit into {unit} of scope {self.name!r}")
+            if reservation in self._open:
+                raise SearchError(f"reservation {reservation!r} is open already in scope {self.name!r}")
+            amounts = Amounts.of(self.priced(bound))
+            self._open[reservation] = amounts
+            for scope in self._chain():
+                scope.reserved = scope.reserved.plus(amounts)
+
+    def charge(self, reservation: int, usage: Usage) -> None:
+        """Charge a part of the reserved work; the reservation shrinks by as much."""
+        self._charge(reservation, self.priced(usage), Amounts.of(self.priced(usage)), NOTHING)
+
+    def lose(self, reservation: int, amounts: Amounts | None = None) -> Amounts:
+        """Charge work whose response never arrived: `amounts`, or all that is still reserved; returns it."""
+        with self._lock:
+            taken = self._open[reservation] if amounts is None else amounts
+            self._charge(reservation, ZERO, taken, taken)
+            return taken
+
+    def _charge(self, reservation: int, usage: Usage, amounts: Amounts, lost: Amounts) -> None:
+        with self._lock:
+            held = self._open[reservation]
+            rest = held.minus(amounts)
+            freed = held.minus(rest)
+            self._open[reservation] = rest
+            for scope in self._chain():
+                scope.spent += usage
+                scope.lost = scope.lost.plus(lost)
+                scope._charged = scope._charged.plus(amounts)
+                scope.reserved = scope.reserved.minus(freed)
+
+    def write_off(self, amounts: Amounts) -> None:
+        """Charge what a killed process may have spent; every reservation is closed but the commit's (id < 0)."""
+        with self._lock:
+            for reservation in [key for key in self._open if key >= 0]:
+                self.release(reservation)
+            for scope in self._chain():
+                scope.lost = scope.lost.plus(amounts)
+                scope._charged = scope._charged.plus(amounts)
+
+    def release(self, reservation: int) -> None:
+        """Give back what is still reserved under the id."""
+        with self._lock:
+            rest = self._open.pop(reservation)
+            for scope in self._chain():
+                scope.reserved = scope.reserved.minus(rest)
+
+    def elapse(self, seconds: float) -> None:
+        """Let time pass in this scope and those around it. Scopes that run side by side both count their own time."""
+        with self._lock:
+            for scope in self._chain():
+                scope.seconds += seconds
+                scope.spent = replace(scope.spent, seconds=scope.spent.seconds + seconds)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The whole account as plain JSON; equal snapshots are equal ledgers."""
+        with self._lock:
+            return {
+                "spent": self.spent.to_json(),
+                "lost": self.lost.to_json(),
+                "reserved": self.reserved.to_json(),
+                "open": {str(key): value.to_json() for key, value in self._open.items()},
+            }
+
+
+class Fit(NamedTuple):
+    """A request as large as the budget allows."""
+
+    n: int
+    max_tokens: int
+
+
+def fit(refuses: Callable[[int, int], bool], n: int, max_tokens: int, *, least_tokens: int) -> Fit | None:
+    """The largest request that is not refused: `n` is trimmed first, then `max_tokens` down to `least_tokens`.
+
+    `refuses(n, max_tokens)` must be monotone. None if not even one sample of `least_tokens` fits.
+    """
+    if not refuses(n, max_tokens):
+        return Fit(n, max_tokens)
+    if not refuses(1, max_tokens):
+        return Fit(_largest(lambda k: refuses(k, max_tokens), 1, n), max_tokens)
+    if least_tokens < max_tokens and not refuses(1, least_tokens):
+        return Fit(1, _largest(lambda k: refuses(1, k), least_tokens, max_tokens))
+    return None
+
+
+def _largest(refuses: Callable[[int], bool], low: int, high: int) -> int:
+    """Largest k in [low, high) that is not refused, given that `low` is not and `high` is."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if refuses(middle) else (middle, high)
+    return low

@@ -1,0 +1,37 @@
+"""Engines: where tokens come from. Heavy imports happen when an engine is loaded, not before."""
+
+from typing import Any
+
+from tts_agent.engines.base import Capabilities, Completion, Engine, LabelScores, Sampling, Stream
+from tts_agent.engines.scripted import Fault, ScriptedEngine
+from tts_agent.errors import ConfigError
+
+__all__ = (
+    "Capabilities",
+    "Completion",
+    "Engine",
+    "Fault",
+    "LabelScores",
+    "Sampling",
+    "ScriptedEngine",
+    "Stream",
+    "load_engine",
+)
+
+
+def load_engine(url: str, **options: Any) -> Engine:
+    """The engine named by `url`, with the options of its class.
+
+    `embedded://pocket` is the planner that ships with the package; `embedded://FOLDER` serves a Hugging Face folder
+    in this process (`EmbeddedEngine`). Raises `ConfigError` for another scheme and `ModelError` for a bad folder.
+    """
+    scheme, separator, rest = url.partition("://")
+    if scheme != "embedded" or not separator or not rest:
+        raise ConfigError(f"unknown engine {url!r}; known: 'embedded://pocket', 'embedded://FOLDER'")
+    from tts_agent.engines.embedded import EmbeddedEngine
+
+    if rest == "pocket":
+        from tts_agent.pocket import model_folder
+
+        return EmbeddedEngine(model_folder(), name="embedded://pocket", **options)
+    return EmbeddedEngine(rest, **options)

@@ -1,0 +1,321 @@
+"""The events of a search, and their JSON.
+
+A search is an append-only list of these events. The tree, the ledger, the strategy's state and the trace are folds
+over it. Ids are assigned when an expansion is planned, elapsed time is an event, so a replay samples nothing and
+reads no clock.
+
+The order of a log: `Opened`, the `Carried` thoughts of an earlier step, the reservation of the commit, `Granted`;
+then for each expansion `Planned`, `Reserved`, one `Sampled` per completion with `Merged`, `Pruned` or `Judged`
+after it, and `Settled`, `Cancelled` or `Lost` at its end; `Chosen` last. Every durable chunk ends with `Granted`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from tts_agent.budget import NOTHING, Amounts
+from tts_agent.errors import LogError
+from tts_agent.prefix import Prefix, pack_ids, unpack_ids
+from tts_agent.thought import Expansion, StopReason, Thought, Unverified, Verdict
+from tts_agent.usage import ZERO, Usage
+
+VERSION = 1
+"""Version of the log's JSON. A reader refuses every other."""
+
+COMMIT = -1
+"""Reservation id of the tokens held back for the commit."""
+
+Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The search begins: its root and everything that decides its course. `task` is a note for readers."""
+
+    kind: ClassVar[str] = "opened"
+    search: str
+    seed: int
+    root: Prefix
+    strategy: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    budget: dict[str, float] = field(default_factory=dict)
+    engine: str = ""
+    verifier: str = ""
+    root_text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A thought that an earlier planning step of the run sampled and paid for, under its new id."""
+
+    kind: ClassVar[str] = "carried"
+    thought: Thought
+    verdict: Verdict | Unverified | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """Ceiling on what may be charged and reserved before the chunk after this one is durable; None = no limit.
+
+    It counts everything since the search began, except the commit. What a killed process had spent is therefore at
+    most the last durable ceiling.
+    """
+
+    kind: ClassVar[str] = "granted"
+    ceiling: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An expansion was admitted, trimmed to what fits; its thoughts will be `first`, `first + 1`, ...
+
+    `at` is the virtual time, for engines that have one. A `commit` spends what was held back for it.
+    """
+
+    kind: ClassVar[str] = "planned"
+    expansion: int
+    first: int
+    request: Expansion
+    max_tokens: int
+    at: float = 0.0
+    commit: bool = False
+
+    @property
+    def reservation(self) -> int:
+        """Id of the reservation that pays for it."""
+        return COMMIT if self.commit else self.expansion
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """The worst case of an expansion and its questions was set aside."""
+
+    kind: ClassVar[str] = "reserved"
+    reservation: int
+    bound: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A completion arrived; its usage is charged."""
+
+    kind: ClassVar[str] = "sampled"
+    thought: Thought
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict arrived; its usage is charged."""
+
+    kind: ClassVar[str] = "judged"
+    thought: int
+    verdict: Verdict | Unverified
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """`thought` is the same as the earlier thought `into`; it is neither judged nor grown."""
+
+    kind: ClassVar[str] = "merged"
+    thought: int
+    into: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """`thought` will not be grown."""
+
+    kind: ClassVar[str] = "pruned"
+    thought: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """An expansion is complete and judged; the rest of its reservation is given back."""
+
+    kind: ClassVar[str] = "settled"
+    reservation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """An expansion was aborted, and the engine confirmed what its unfinished samples had used.
+
+    `lost` is charged besides, for questions that were under way and cannot be aborted.
+    """
+
+    kind: ClassVar[str] = "cancelled"
+    reservation: int
+    usage: Usage = ZERO
+    lost: Amounts = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Work whose response never arrived is charged at its worst case.
+
+    `reservation` is None for what a killed process may have spent under its last grant; every reservation that was
+    open then, except the commit's, is closed by it.
+    """
+
+    kind: ClassVar[str] = "lost"
+    reservation: int | None
+    amounts: Amounts
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Seconds the search has run, all processes together."""
+
+    kind: ClassVar[str] = "clock"
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The search ended; `thought` is the end of the chosen path, None if there is no decision."""
+
+    kind: ClassVar[str] = "chosen"
+    thought: int | None
+    stop: StopReason
+    limit: str | None = None
+    committed: bool = False
+
+
+Event = (
+    Opened
+    | Carried
+    | Granted
+    | Planned
+    | Reserved
+    | Sampled
+    | Judged
+    | Merged
+    | Pruned
+    | Settled
+    | Cancelled
+    | Lost
+    | Clock
+    | Chosen
+)
+
+_KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in Event.__args__}
+
+
+def to_json(event: Event, decode: Decode | None = None) -> dict[str, Any]:
+    """The event as plain JSON.
+
+    With `decode`, a thought's text is left out where it is just the decoding of its ids; `from_json` then needs the
+    same function. Without, texts are written, so that the log can be read without the model.
+    """
+    data: dict[str, Any] = {"kind": event.kind}
+    for item in fields(event):
+        value = getattr(event, item.name)
+        if value == item.default:
+            continue
+        data[item.name] = _encode(value, decode)
+    if isinstance(event, Opened):
+        data["version"] = VERSION
+    return data
+
+
+def _encode(value: Any, decode: Decode | None) -> Any:
+    match value:
+        case Prefix():
+            return pack_ids(value.ids)
+        case Usage() | Amounts():
+            return value.to_json()
+        case Thought():
+            return _thought_to_json(value, decode)
+        case Expansion():
+            return {f.name: v for f in fields(value) if (v := getattr(value, f.name)) != f.default}
+        case Verdict() | Unverified():
+            return _verdict_to_json(value)
+        case tuple():
+            return list(value)
+    return value
+
+
+def _thought_to_json(thought: Thought, decode: Decode | None) -> dict[str, Any]:
+    data: dict[str, Any] = {"id": thought.id, "parent": thought.parent, "expansion": thought.expansion}
+    data["ids"] = pack_ids(thought.ids)
+    if decode is None or decode(thought.ids) != thought.text:
+        data["text"] = thought.text
+    for name in ("logprob", "finish", "status", "action", "reason"):
+        if (value := getattr(thought, name)) != _DEFAULTS[name]:
+            data[name] = value
+    if thought.key is not None:
+        data["key"] = thought.key
+    if usage := thought.usage.to_json():
+        data["usage"] = usage
+    return data
+
+
+_DEFAULTS = {item.name: item.default for item in fields(Thought)}
+
+
+def _thought_from_json(data: Mapping[str, Any], decode: Decode | None) -> Thought:
+    ids = unpack_ids(data["ids"])
+    if "text" not in data and decode is None:
+        raise LogError(f"the text of thought {data['id']!r} was left out; read this log with the engine's decode")
+    values = {**data, "ids": ids, "text": data["text"] if "text" in data else decode(ids)}  # type: ignore[misc]
+    values["usage"] = Usage.from_json(data.get("usage", {}))
+    return Thought(**values)
+
+
+def _verdict_to_json(verdict: Verdict | Unverified) -> dict[str, Any]:
+    data: dict[str, Any] = {"score": verdict.score} if isinstance(verdict, Verdict) else {}
+    data |= {name: value for name in ("reason", "verifier") if (value := getattr(verdict, name))}
+    if usage := verdict.usage.to_json():
+        data["usage"] = usage
+    return data
+
+
+def verdict_from_json(data: Mapping[str, Any]) -> Verdict | Unverified:
+    values = {**data, "usage": Usage.from_json(data.get("usage", {}))}
+    return Verdict(**values) if "score" in data else Unverified(**values)
+
+
+def from_json(data: Mapping[str, Any], decode: Decode | None = None) -> Event:
+    """The event of `to_json`. Raises `LogError` for another version, an unknown kind or missing fields."""
+    kind = _KINDS.get(data.get("kind", ""))
+    if kind is None:
+        raise LogError(f"unknown event kind {data.get('kind')!r}; known: {', '.join(_KINDS)}")
+    values = {name: value for name, value in data.items() if name != "kind"}
+    if kind is Opened and (version := values.pop("version", None)) != VERSION:
+        raise LogError(f"this log has version {version!r}; this release reads version {VERSION}")
+    try:
+        return kind(**{name: _decoded(kind, name, value, decode) for name, value in values.items()})  # type: ignore[no-any-return]
+    except (TypeError, KeyError) as error:
+        raise LogError(f"event {kind.kind!r} cannot be read: {error}") from error
+
+
+def _decoded(kind: type[Any], name: str, value: Any, decode: Decode | None) -> Any:
+    if name == "root":
+        return Prefix(unpack_ids(value))
+    if name == "thought" and kind in (Sampled, Carried):
+        return _thought_from_json(value, decode)
+    if name == "verdict":
+        return None if value is None else verdict_from_json(value)
+    if name == "request":
+        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        return Expansion(**options)
+    if name in ("usage", "bound"):
+        return Usage.from_json(value)
+    if name in ("amounts", "lost"):
+        return Amounts(**value)
+    if name == "ceiling":
+        return tuple(value)
+    if name == "stop":
+        return StopReason(value)
+    return value
+
+
+def log_to_json(events: Iterable[Event], decode: Decode | None = None) -> list[dict[str, Any]]:
+    return [to_json(event, decode) for event in events]
+
+
+def log_from_json(data: Iterable[Mapping[str, Any]], decode: Decode | None = None) -> list[Event]:
+    return [from_json(item, decode) for item in data]

@@ -1,0 +1,49 @@
+"""What a search is about."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tts_agent.engines.base import Sampling
+from tts_agent.errors import ConfigError
+from tts_agent.prefix import Prefix
+from tts_agent.thought import Expansion, Reading, Thought
+
+Reader = Callable[[Thought | None, str], Reading]
+"""`read(parent, text)`: what a sampled text means after `parent` (None = the root). Pure and cheap."""
+
+
+def read_open(parent: Thought | None, text: str) -> Reading:
+    """The default reader: every text is a thought that can be continued, equal texts are the same thought."""
+    return Reading(key=f"{parent.id if parent else 0}:{text}")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The root of a search, how its samples are drawn, and what they mean.
+
+    `thought` draws one next thought, `answer` a whole answer (needed by strategies that sample answers). A sample
+    that ends with an id of `end_ids` has ended the answer: the id is cut, and the thought cannot be continued;
+    if `read` calls it open, it becomes `complete`. Thoughts at `max_depth` are complete likewise.
+    """
+
+    root: Prefix
+    thought: Sampling
+    answer: Sampling | None = None
+    read: Reader = read_open
+    end_ids: frozenset[int] = frozenset()
+    max_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.root):
+            raise ConfigError("the task's root prefix is empty; render a prompt first")
+        if self.max_depth is not None and self.max_depth < 1:
+            raise ConfigError(f"max_depth={self.max_depth!r} must be at least 1")
+
+    def sampling(self, expansion: Expansion) -> Sampling:
+        """How the children of `expansion` are drawn."""
+        base = self.thought if expansion.unit == "thought" else self.answer
+        if base is None:
+            raise ConfigError(
+                "the strategy samples whole answers, but the task has no `answer` sampling; set Task.answer"
+            )
+        return base if expansion.temperature is None else replace(base, temperature=expansion.temperature)

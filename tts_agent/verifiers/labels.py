@@ -1,0 +1,55 @@
+"""Verdicts read off the model's own next-token probabilities, in place."""
+
+from collections.abc import Sequence
+from math import exp
+
+from tts_agent.engines.base import Engine, question_bound
+from tts_agent.errors import ConfigError
+from tts_agent.thought import Unverified, Verdict
+from tts_agent.tree import Branch
+from tts_agent.usage import Usage
+from tts_agent.verifiers.base import Scope
+
+
+class LabelVerifier:
+    """Appends a question to the branch's own ids and compares the probabilities of two answers.
+
+    The score is p(good) / (p(good) + p(bad)). Only the question's few tokens are new to the engine, since the branch
+    is already computed, and nothing is generated (P(True) of Kadavath et al. 2022). `question` and the labels are
+    given as text and must encode to at least one and to exactly one token. `engine` may be another than the one that
+    samples; then the branch is computed there as well.
+    """
+
+    scope: Scope = "thought"
+
+    def __init__(self, engine: Engine, *, question: str, good: str, bad: str, name: str = "labels") -> None:
+        if not engine.capabilities.label_logprobs:
+            raise ConfigError(f"engine {engine.name!r} gives no label log-probabilities; use another verifier")
+        self.engine = engine
+        self.name = name
+        self.question = engine.encode(question)
+        if not self.question:
+            raise ConfigError(f"question {question!r} encodes to no token")
+        self._labels = [self._label(good), self._label(bad)]
+        if self._labels[0] == self._labels[1]:
+            raise ConfigError(f"labels {good!r} and {bad!r} are the same token; choose two that differ")
+
+    def _label(self, text: str) -> int:
+        ids = self.engine.encode(text)
+        if len(ids) != 1:
+            raise ConfigError(f"label {text!r} encodes to {len(ids)} tokens {ids!r}; choose one that is a single token")
+        return ids[0]
+
+    def bound(self, prompt: int) -> Usage:
+        return question_bound(prompt, len(self.question))
+
+    async def __call__(self, branches: Sequence[Branch]) -> list[Verdict | Unverified]:
+        prefixes = [branch.prefix for branch in branches]
+        answers = await self.engine.label_logprobs(prefixes, self.question, self._labels)
+        return [self._verdict(answer.logprobs, answer.usage.as_verifier()) for answer in answers]
+
+    def _verdict(self, logprobs: tuple[float, ...], usage: Usage) -> Verdict:
+        good, bad = logprobs
+        # A logistic of the difference: exact even where both probabilities underflow.
+        score = 1 / (1 + exp(min(bad - good, 700.0)))
+        return Verdict(round(score, 6), "", self.name, usage)
