@@ -1,0 +1,79 @@
+"""What a search strategy is, and what all of them share."""
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+
+from tts_agent.events import Event
+from tts_agent.thought import Expansion, Prune, Unit
+from tts_agent.tree import ThoughtTree
+
+S = TypeVar("S")
+
+
+class Allowance(NamedTuple):
+    """What a strategy may count on when it proposes."""
+
+    in_flight: int  # expansions under way
+    left: float  # smallest share of a limit that is still free, in [0, 1]; 1.0 without limits
+
+
+class Strategy(Protocol[S]):
+    """Which thoughts to grow: frozen settings and four methods without side effects beyond the state they are given.
+
+    The state is a fold over the search's events, owned by the caller, and holds pending expansions, since planning
+    is an event. Folding the same events gives the same state, and with it the same proposals.
+    """
+
+    name: ClassVar[str]
+    unit: Unit
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the strategy ends by itself without any budget."""
+        ...
+
+    def start(self, tree: ThoughtTree) -> S:
+        """The state before the first event. `tree` is the fold the caller keeps; the strategy only reads it."""
+        ...
+
+    def update(self, state: S, event: Event) -> None:
+        """Fold one event into `state`; the tree has seen it already."""
+        ...
+
+    def propose(self, state: S, allowance: Allowance, rng: Random) -> Sequence[Expansion | Prune]:
+        """What to do next, most wanted first; empty if there is nothing to do before something in flight ends.
+
+        It is asked again after its proposals were planned, until it proposes nothing, so one at a time is fine.
+        """
+        ...
+
+    def choose(self, state: S) -> int | None:
+        """The thought whose path is the answer so far; None if there is none."""
+        ...
+
+
+_RANK = {"solved": 3, "complete": 2, "open": 1}
+
+
+class Best:
+    """The best thought so far: solved before complete before open, then by value, then the deeper, then the older."""
+
+    def __init__(self, tree: ThoughtTree) -> None:
+        self._tree = tree
+        self.thought: int | None = None
+        self._rank: tuple[float, ...] = ()
+
+    def offer(self, thought: int) -> None:
+        """Consider `thought`, which has just been sampled, judged or carried over."""
+        tree = self._tree
+        status = tree.thoughts[thought].status
+        if status not in _RANK or thought in tree.merged:
+            return
+        value = tree.value(thought)
+        rank = (_RANK[status], -1.0 if value is None else value, tree.depth[thought], -thought)
+        if thought == self.thought or rank > self._rank:
+            self.thought, self._rank = thought, rank
+
+    def snapshot(self) -> Any:
+        return self.thought, self._rank

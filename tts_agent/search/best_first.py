@@ -1,0 +1,112 @@
+"""Best-first search with re-expansion."""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, ClassVar
+
+from tts_agent.errors import ConfigError
+from tts_agent.events import Cancelled, Carried, Event, Judged, Lost, Opened, Planned, Sampled, Settled
+from tts_agent.search.base import Allowance, Best
+from tts_agent.thought import ROOT, Expansion, Unit
+from tts_agent.tree import ThoughtTree
+
+
+@dataclass(slots=True)
+class BestFirstState:
+    tree: ThoughtTree
+    best: Best
+    heap: list[tuple[float, int]] = field(default_factory=list)  # (-priority, thought)
+    times: dict[int, int] = field(default_factory=dict)  # how often a thought was expanded
+    pending: set[int] = field(default_factory=set)
+    planned: int = 0
+
+    def snapshot(self) -> Any:
+        return sorted(self.heap), self.times, sorted(self.pending), self.best.snapshot()
+
+
+@dataclass(frozen=True, slots=True)
+class BestFirst:
+    """Grow the thought with the highest priority, `k` children at a time, `parallel` expansions in flight.
+
+    A thought's priority is its value, times `discount` for every time it was grown before: a promising parent whose
+    children disappointed is sampled again instead of being given up, and a hopeless one is left for good reasons
+    only (best-first search as in Koh et al. 2024, "Tree Search for Language Model Agents", with re-expansion).
+    `discount=0` grows each thought once. The root's value is 1. `unvalued` stands for the value of a thought that no
+    verdict and no parent gives one. `max_expansions` bounds the search without a budget.
+    """
+
+    name: ClassVar[str] = "best_first"
+    unit: ClassVar[Unit] = "thought"
+
+    k: int = 4
+    discount: float = 0.5
+    parallel: int = 1
+    unvalued: float = 0.5
+    max_expansions: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.parallel < 1:
+            raise ConfigError(
+                f"best_first needs k >= 1 and parallel >= 1, got k={self.k!r}, parallel={self.parallel!r}"
+            )
+        if not 0 <= self.discount <= 1 or not 0 <= self.unvalued <= 1:
+            raise ConfigError(
+                f"best_first needs discount and unvalued in [0, 1], got {self.discount!r} and {self.unvalued!r}"
+            )
+        if self.max_expansions is not None and self.max_expansions < 1:
+            raise ConfigError(f"best_first max_expansions={self.max_expansions!r} must be at least 1, or None")
+
+    @property
+    def bounded(self) -> bool:
+        return self.max_expansions is not None
+
+    def start(self, tree: ThoughtTree) -> BestFirstState:
+        return BestFirstState(tree, Best(tree))
+
+    def _priority(self, state: BestFirstState, thought: int) -> float:
+        value = 1.0 if thought == ROOT else state.tree.value(thought)
+        return (self.unvalued if value is None else value) * self.discount ** state.times.get(thought, 0)
+
+    def _push(self, state: BestFirstState, thought: int) -> None:
+        if state.tree.is_open(thought) and (self.discount or thought not in state.times):
+            heapq.heappush(state.heap, (-self._priority(state, thought), thought))
+
+    def update(self, state: BestFirstState, event: Event) -> None:
+        match event:
+            case Opened():
+                self._push(state, ROOT)
+            case Sampled(thought):
+                state.best.offer(thought.id)
+            case Judged(thought_id):
+                state.best.offer(thought_id)
+                self._push(state, thought_id)
+            case Carried(thought):
+                state.best.offer(thought.id)
+                self._push(state, thought.id)
+            case Planned() if not event.commit:
+                parent = event.request.parent
+                state.times[parent] = state.times.get(parent, 0) + 1
+                state.pending.add(event.expansion)
+                state.planned += 1
+                self._push(state, parent)
+            case Settled() | Cancelled() | Lost():
+                if event.reservation is not None:
+                    state.pending.discard(event.reservation)
+        self._drop_stale(state)
+
+    def _drop_stale(self, state: BestFirstState) -> None:
+        # An entry is stale once its thought was grown again or pruned; a newer entry stands in its place.
+        heap = state.heap
+        while heap and (not state.tree.is_open(heap[0][1]) or -heap[0][0] != self._priority(state, heap[0][1])):
+            heapq.heappop(heap)
+
+    def propose(self, state: BestFirstState, allowance: Allowance, rng: Random) -> Sequence[Expansion]:
+        full = self.max_expansions is not None and state.planned >= self.max_expansions
+        if full or not state.heap or len(state.pending) >= self.parallel:
+            return ()
+        return (Expansion(state.heap[0][1], self.k),)
+
+    def choose(self, state: BestFirstState) -> int | None:
+        return state.best.thought

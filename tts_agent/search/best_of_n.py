@@ -1,0 +1,116 @@
+"""Best-of-N: independent answers, whole or step by step."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, ClassVar
+
+from tts_agent.errors import ConfigError
+from tts_agent.events import (
+    Cancelled,
+    Carried,
+    Event,
+    Judged,
+    Lost,
+    Merged,
+    Opened,
+    Planned,
+    Sampled,
+    Settled,
+)
+from tts_agent.search.base import Allowance, Best
+from tts_agent.thought import ROOT, Expansion, Unit
+from tts_agent.tree import ThoughtTree
+
+
+@dataclass(slots=True)
+class BestOfNState:
+    tree: ThoughtTree
+    best: Best
+    started: int = 0  # answers begun
+    ready: list[int] = field(default_factory=list)  # where answers stand that wait for their next sample
+    missing: dict[int, tuple[int, int]] = field(default_factory=dict)  # expansion -> (parent, samples to come)
+
+    def snapshot(self) -> Any:
+        return self.started, self.ready, self.missing, self.best.snapshot()
+
+
+@dataclass(frozen=True, slots=True)
+class BestOfN:
+    """Sample `n` independent answers, `width` at a time, and choose the best (Cobbe et al. 2021).
+
+    `unit="answer"` samples whole answers. `unit="thought"` samples them step by step, and a step that breaks a rule
+    is sampled again from where it stood, which is the stronger baseline wherever rules can be checked. The search
+    ends with the first answer proven right. `n=None` goes on as long as the budget lasts.
+    """
+
+    name: ClassVar[str] = "best_of_n"
+
+    n: int | None = 16
+    width: int = 8
+    unit: Unit = "answer"
+
+    def __post_init__(self) -> None:
+        if (self.n is not None and self.n < 1) or self.width < 1:
+            raise ConfigError(
+                f"best_of_n needs n >= 1 (or None) and width >= 1, got n={self.n!r}, width={self.width!r}"
+            )
+        if self.unit not in ("answer", "thought"):
+            raise ConfigError(f"best_of_n unit={self.unit!r} is unknown; known: 'answer', 'thought'")
+
+    @property
+    def bounded(self) -> bool:
+        return self.n is not None and self.unit == "answer"
+
+    def start(self, tree: ThoughtTree) -> BestOfNState:
+        return BestOfNState(tree, Best(tree))
+
+    def _begin(self, state: BestOfNState, answers: int) -> None:
+        if self.n is not None:
+            answers = min(answers, self.n - state.started)
+        state.started += answers
+        state.ready.extend([ROOT] * answers)
+
+    def update(self, state: BestOfNState, event: Event) -> None:
+        match event:
+            case Opened():
+                self._begin(state, self.width)
+            case Planned() if not event.commit:
+                parent, n = event.request.parent, event.request.n
+                for _ in range(n):
+                    state.ready.remove(parent)
+                state.missing[event.expansion] = (parent, n)
+            case Sampled(thought) if thought.expansion in state.missing:
+                parent, missing = state.missing[thought.expansion]
+                state.missing[thought.expansion] = (parent, missing - 1)
+                state.best.offer(thought.id)
+                if thought.status == "open":
+                    state.ready.append(thought.id)
+                elif thought.status == "invalid" and self.unit == "thought":
+                    state.ready.append(thought.parent)
+                else:
+                    self._begin(state, 1)
+            case Merged(thought_id, into) if thought_id in state.ready:
+                # The same state was reached before: the answer goes on from there, or ends where that one ended.
+                state.ready.remove(thought_id)
+                if state.tree.is_open(into):
+                    state.ready.append(into)
+                else:
+                    self._begin(state, 1)
+            case Judged(thought_id):
+                state.best.offer(thought_id)
+            case Carried(thought):
+                state.best.offer(thought.id)
+            case Settled() | Cancelled() | Lost():
+                if event.reservation in state.missing:
+                    parent, missing = state.missing.pop(event.reservation)
+                    state.ready.extend([parent] * missing)
+
+    def propose(self, state: BestOfNState, allowance: Allowance, rng: Random) -> Sequence[Expansion]:
+        if self.unit == "answer" and state.missing:
+            return ()
+        return [Expansion(parent, n, self.unit) for parent, n in Counter(state.ready).items()]
+
+    def choose(self, state: BestOfNState) -> int | None:
+        return state.best.thought

@@ -1,0 +1,704 @@
+"""The driver: propose, admit, expand, verify, record.
+
+One loop for every strategy. It is the only caller of `engine.sample` and of the verifier, and changes nothing but by
+emitting events.
+"""
+
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import asdict, replace
+from random import Random
+from typing import Any
+
+from tts_agent.budget import NOTHING, Amounts, Ledger, fit
+from tts_agent.engines.base import Completion, Engine, Stream, sample_bound
+from tts_agent.errors import BudgetError, ConfigError, EngineUnavailable, LogError, PromptError, SearchError
+from tts_agent.events import (
+    COMMIT,
+    Cancelled,
+    Carried,
+    Chosen,
+    Clock,
+    Event,
+    Granted,
+    Judged,
+    Lost,
+    Merged,
+    Opened,
+    Planned,
+    Pruned,
+    Reserved,
+    Sampled,
+    Settled,
+)
+from tts_agent.outcome import Outcome
+from tts_agent.prefix import Prefix
+from tts_agent.search.base import Allowance, Strategy
+from tts_agent.search.inbox import Arrival, End, Inbox, Job, Order, Verdicts
+from tts_agent.search.state import Pending, SearchState
+from tts_agent.task import Task
+from tts_agent.thought import ROOT, Expansion, Prune, StopReason, Thought, Unverified, Verdict
+from tts_agent.tree import Branch
+from tts_agent.usage import ZERO, Usage
+from tts_agent.verifiers.base import Verifier
+
+FLUSH_EVENTS = 256
+FLUSH_SECONDS = 0.25
+LOSSES_IN_A_ROW = 3
+"""After so many expansions lost to an outage with nothing sampled between them, the outage is raised."""
+
+
+def thought_seed(seed: int, thought: int) -> int:
+    """Seed of one sample, fixed when its expansion is planned (splitmix64, 63 bits)."""
+    z = (seed * 0x9E3779B97F4A7C15 + thought * 0xD1B54A32D192ED03 + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (z ^ (z >> 31)) >> 1
+
+
+class Search:
+    """A running search. `chunk()` drives it and returns the next events to be made durable; `outcome()` reads it.
+
+    `ledger` is the search's own scope; its commit reservation is held from the start. `log` resumes an earlier
+    search from its durable events: what was planned and not settled is issued again under the same ids and seeds.
+    `grant` is the share of each limit that may be reserved between two durable chunks; None if nothing is made
+    durable. With `barrier` everything in flight ends before anything is handled, in the order of ids.
+
+    The stages of a round can also be driven one by one, by `expand`, `verify` and `select`, in processes of their
+    own: `killed=False` says that the search of `log` stopped between two stages, with nothing under way.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        task: Task,
+        strategy: Strategy[Any],
+        *,
+        verifier: Verifier | None = None,
+        ledger: Ledger | None = None,
+        seed: int = 0,
+        search: str = "search",
+        carried: Iterable[Carried] = (),
+        log: Sequence[Event] = (),
+        grant: float | None = None,
+        barrier: bool = False,
+        killed: bool = True,
+    ) -> None:
+        self.engine, self.task, self.strategy, self.verifier = engine, task, strategy, verifier
+        self.ledger = ledger or Ledger(name=search)
+        capabilities = engine.capabilities
+        if not strategy.bounded and not self._limited():
+            raise ConfigError(
+                f"strategy {strategy.name!r} goes on until a budget stops it, and there is none; set a Budget limit"
+            )
+        if capabilities.context is not None and len(task.root) + 1 > capabilities.context:
+            raise PromptError(
+                f"the prompt has {len(task.root)} tokens, the context of engine {engine.name!r} is "
+                f"{capabilities.context}; shorten the prompt"
+            )
+        self.log: list[Event] = []
+        self.done = False
+        self._fresh: list[Event] = []
+        self._streams: dict[int, Stream] = {}
+        self._failed: dict[int, EngineUnavailable] = {}  # expansions whose stream broke
+        self._questions: dict[int, list[int]] = {}  # round of questions -> thoughts it asks about
+        self._rounds = 0
+        order: Order = "virtual" if capabilities.virtual_time else "barrier" if barrier else "arrival"
+        self._inbox = Inbox(order)
+        self._stop: tuple[StopReason, str | None] | None = None
+        self._grant = grant
+        self._effective: tuple[int | None, ...] | None = None
+        self._need: Amounts | None = None  # the request that waits for a grant
+        self._losses = 0
+        self._flush_now = False
+        self._virtual = 0.0
+        self.state = SearchState(strategy, self.ledger, judged=verifier is not None)
+        if log:
+            self._resume(log, killed)
+        else:
+            self._open(search, seed, carried)
+        self._begun = time.monotonic() - self.state.seconds
+
+    # --- beginning
+
+    def _limited(self) -> bool:
+        scope: Ledger | None = self.ledger
+        while scope is not None:
+            if any(limit is not None for limit in scope.budget.limits) or scope.budget.seconds is not None:
+                return True
+            scope = scope.parent
+        return False
+
+    def _commit_tokens(self) -> int:
+        tokens = self.ledger.budget.commit_tokens
+        return self.task.thought.max_tokens if tokens is None else tokens
+
+    def _open(self, search: str, seed: int, carried: Iterable[Carried]) -> None:
+        task, engine = self.task, self.engine
+        self._emit(
+            Opened(
+                search=search,
+                seed=seed,
+                root=task.root,
+                strategy=self.strategy.name,
+                settings=asdict(self.strategy),  # type: ignore[call-overload]
+                budget=self.ledger.budget.to_json(),
+                engine=engine.name,
+                verifier=self.verifier.name if self.verifier else "",
+                root_text=engine.decode(task.root.ids),
+            )
+        )
+        if unit := self._hold_commit():
+            raise BudgetError(
+                f"budget {unit}: {self.ledger.room().get(unit)!r} left cannot pay for the prompt of {len(task.root)} "
+                f"tokens and a commit of {self._commit_tokens()}; raise the limit, or set commit_tokens=0"
+            )
+        for event in carried:
+            self._emit(event)
+            if event.thought.status == "solved":
+                self._stop = (StopReason.SOLVED, None)
+        self._flush_now = self._grant is not None  # the first chunk is only a grant
+
+    def _hold_commit(self) -> str | None:
+        """Reserve the commit, if it is wanted and not held; the unit that refuses it, if one does."""
+        tokens = self._commit_tokens()
+        if not tokens or COMMIT in self.ledger.reservations:
+            return None
+        bound = sample_bound(self.engine.capabilities, len(self.task.root), 1, tokens)
+        unit = self.ledger.refuses(bound)
+        if unit is None:
+            self._emit(Reserved(COMMIT, bound))
+        return unit
+
+    def _resume(self, log: Sequence[Event], killed: bool) -> None:
+        if not isinstance(log[0], Opened):
+            raise LogError(f"a search's log begins with 'opened', not with {log[0].kind!r}")
+        if log[0].root != self.task.root or log[0].strategy != self.strategy.name:
+            raise LogError(
+                f"the log is of a search by {log[0].strategy!r} from another root or strategy; start a new search"
+            )
+        for event in log:
+            self.state.apply(event)
+        self.log.extend(log)
+        self._virtual = self.state.seconds
+        if self.state.tree.chosen is not None:
+            self.done = True
+            return
+        self._effective = self.state.ceiling
+        if any(step.status == "solved" for step in self.state.tree.thoughts.values()):
+            self._stop = (StopReason.SOLVED, None)
+        if not killed:
+            return
+        self._write_off()
+        for entry in list(self.state.pending.values()):
+            self._reissue(entry)
+        self._hold_commit()
+
+    def _write_off(self) -> None:
+        """Charge all that the killed process may have spent: its last ceiling, less what durable events account for."""
+        ledger, ceiling = self.ledger, self.state.ceiling
+        if any(entry.planned.commit for entry in self.state.pending.values()):
+            self._emit(Lost(COMMIT, ledger.reservations[COMMIT], "killed"))
+        held = self._held()
+        charged = ledger.committed.minus(ledger.reserved)
+        if ceiling is None:
+            ceiling = (None,) * len(held)
+        amounts = Amounts(
+            *(h if c is None else max(c - used, 0) for h, c, used in zip(held, ceiling, charged, strict=True))
+        )
+        self._emit(Lost(None, amounts, "killed"))
+
+    def _held(self) -> Amounts:
+        """What is reserved, the commit not counted."""
+        return self.ledger.reserved.minus(self.ledger.reservations.get(COMMIT, NOTHING))
+
+    def _reissue(self, entry: Pending) -> None:
+        planned, missing = entry.planned, entry.missing
+        prompt = self.state.tree.prefix(planned.request.parent).extend(planned.request.append_ids)
+        bound = self._bound(len(prompt), len(missing), planned.max_tokens, questions=len(missing) + len(entry.unjudged))
+        if self._stop or self.ledger.refuses(bound):
+            self._emit(Cancelled(planned.reservation))
+            return
+        self._emit(Reserved(planned.reservation, bound))
+        if planned.commit:
+            return  # sampled at the end, as it was planned
+        self._launch(planned, prompt, missing)
+        if entry.unjudged:
+            self._verify(sorted(entry.unjudged))
+
+    # --- the loop
+
+    def _emit(self, event: Event) -> None:
+        self.state.apply(event)
+        self.log.append(event)
+        self._fresh.append(event)
+
+    @property
+    def starved(self) -> bool:
+        """Whether the next step waits for `confirm`: it does not fit under the last ceiling known to be durable."""
+        return self._need is not None
+
+    def confirm(self) -> None:
+        """All chunks returned so far are durable: their last grant is in force."""
+        self._effective = self.state.ceiling
+        self._need = None
+
+    def cancel(self) -> None:
+        """Stop at the next opportunity with the best answer so far."""
+        self._stop = self._stop or (StopReason.CANCELLED, None)
+
+    async def chunk(self, *, max_events: int = FLUSH_EVENTS, max_seconds: float = FLUSH_SECONDS) -> list[Event]:
+        """Drive the search until `max_events` new events exist, `max_seconds` passed, a grant is needed, or it is done.
+
+        Returns the new events. The caller makes them durable and then calls `confirm`.
+        """
+        flush_at = time.monotonic() + max_seconds
+        while not self.done and not self._flush_now:
+            if self._stop is None:
+                self._plan()
+            if self._stop is not None:
+                await self._finish()
+                continue
+            if self.starved or len(self._fresh) >= max_events or (self._fresh and time.monotonic() >= flush_at):
+                break
+            await self._receive(max(flush_at - time.monotonic(), 0.0) if self._fresh else max_seconds)
+        self._flush_now = False
+        self._tick()
+        if not self.done:
+            self._emit(Granted(self._next_ceiling()))
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    def _tick(self) -> None:
+        now = self._virtual if self.engine.capabilities.virtual_time else time.monotonic() - self._begun
+        if now > self.state.seconds and not self.done:
+            self._emit(Clock(round(now, 6)))
+
+    def _next_ceiling(self) -> tuple[int | None, ...]:
+        limits = self.ledger.budget.limits
+        if self._grant is None:
+            return (None,) * len(limits)
+        used = self.ledger.committed.minus(self.ledger.reservations.get(COMMIT, NOTHING))
+        need = self._need or NOTHING
+        return tuple(
+            None if limit is None else min(limit, used[i] + max(int(limit * self._grant), need[i]))
+            for i, limit in enumerate(limits)
+        )
+
+    def _plan(self, *, finish: bool = True) -> None:
+        """Ask the strategy until it wants nothing more or nothing is admitted; stop if nothing is under way then."""
+        limit: str | None = None
+        planned = True
+        while planned and self._stop is None and self._need is None:
+            planned = False
+            rng = Random(thought_seed(self._seed, -self.state.next_expansion - 1))
+            for proposal in self.strategy.propose(self.state.strategy_state, self._allowance(), rng):
+                if isinstance(proposal, Prune):
+                    self._emit(Pruned(proposal.thought, proposal.reason))
+                    planned = True
+                    continue
+                limit = self._admit(proposal)
+                if limit is not None or self._need is not None:
+                    break
+                planned = True
+            if limit is not None:
+                break
+        left = self._seconds_left()
+        if left is not None and left <= 0:
+            self._stop = (StopReason.BUDGET, "seconds")
+        elif finish and not self._inbox and self._need is None:
+            self._stop_idle(limit)
+
+    def _stop_idle(self, limit: str | None) -> None:
+        """Stop a search with nothing under way: `limit` refused what was proposed, or nothing was."""
+        if limit is not None:
+            self._stop = (StopReason.BUDGET, limit)
+        else:
+            found = self.strategy.choose(self.state.strategy_state) is not None
+            self._stop = (StopReason.CONVERGED if found else StopReason.EXHAUSTED, None)
+
+    @property
+    def _seed(self) -> int:
+        assert self.state.opened is not None
+        return self.state.opened.seed
+
+    def _allowance(self) -> Allowance:
+        budget, room = self.ledger.budget, self.ledger.room()
+        shares = [room[unit] / limit for unit in room if (limit := getattr(budget, unit))]
+        return Allowance(len(self.state.pending), min(shares, default=1.0))
+
+    def _bound(self, prompt: int, n: int, max_tokens: int, *, questions: int | None = None) -> Usage:
+        """The most an expansion may consume, the questions about its children included."""
+        bound = sample_bound(self.engine.capabilities, prompt, n, max_tokens) if n else ZERO
+        if self.verifier is not None:
+            bound += self.verifier.bound(prompt + max_tokens).times(n if questions is None else questions)
+        return bound
+
+    def _admit(self, request: Expansion) -> str | None:
+        """Plan and launch `request`, trimmed to what fits; else the unit that refuses it. May leave `_need` set."""
+        prompt = self.state.tree.prefix(request.parent).extend(request.append_ids)
+        max_tokens = self.task.sampling(request).max_tokens
+        context = self.engine.capabilities.context
+        if context is not None:
+            max_tokens = min(max_tokens, context - len(prompt))
+            if max_tokens < 1:
+                self._emit(Pruned(request.parent, "context full"))
+                return None
+        size = len(prompt)
+        fits = fit(
+            lambda n, tokens: self.ledger.refuses(self._bound(size, n, tokens)) is not None,
+            request.n,
+            max_tokens,
+            least_tokens=max(1, max_tokens // 2),
+        )
+        if fits is None:
+            return self._refusal(request)
+        bound = self._bound(size, fits.n, fits.max_tokens)
+        if self._beyond_grant(bound):
+            self._need = Amounts.of(self.ledger.priced(bound))
+            return None
+        trimmed = request if fits.n == request.n else replace(request, n=fits.n)
+        planned = Planned(self.state.next_expansion, self.state.tree.next_id, trimmed, fits.max_tokens, self._virtual)
+        self._emit(planned)
+        self._emit(Reserved(planned.expansion, bound))
+        self._launch(planned, prompt, list(range(fits.n)))
+        return None
+
+    def _refusal(self, request: Expansion) -> str | None:
+        """The unit that refuses even the smallest form of `request`."""
+        size = len(self.state.tree.prefix(request.parent)) + len(request.append_ids)
+        return self.ledger.refuses(self._bound(size, 1, max(1, self.task.sampling(request).max_tokens // 2)))
+
+    def _beyond_grant(self, bound: Usage) -> bool:
+        if self._effective is None or self._grant is None:
+            return False
+        commit = self.ledger.reservations.get(COMMIT, NOTHING)
+        after = self.ledger.committed.minus(commit).plus(Amounts.of(self.ledger.priced(bound)))
+        return any(ceiling is not None and after[i] > ceiling for i, ceiling in enumerate(self._effective))
+
+    def _launch(self, planned: Planned, prompt: Prefix, samples: list[int]) -> None:
+        """Start the given samples of an expansion; completions carry their place in `samples`."""
+        job = Job("sample", planned.expansion)
+        if not samples:
+            return
+        sampling = self.task.sampling(planned.request)
+        if planned.max_tokens != sampling.max_tokens:
+            sampling = replace(sampling, max_tokens=planned.max_tokens)
+        seeds = [thought_seed(self._seed, planned.first + index) for index in samples]
+        stream = self.engine.sample(prompt, sampling, seeds=seeds, at=planned.at)
+        self._streams[planned.expansion] = stream
+        self._inbox.add(job, _renumbered(stream, samples), planned.at)
+
+    def _seconds_left(self) -> float | None:
+        left = self.ledger.seconds_left()
+        if left is None:
+            return None
+        now = self._virtual if self.engine.capabilities.virtual_time else time.monotonic() - self._begun
+        return left - (now - self.state.seconds)
+
+    async def _receive(self, timeout: float) -> None:
+        left = self._seconds_left()
+        virtual = self.engine.capabilities.virtual_time
+        if left is not None and not virtual:
+            timeout = min(timeout, left)
+        horizon = self._virtual + left if left is not None and virtual else None
+        at, arrivals = await self._inbox.batch(timeout if not virtual else None, horizon)
+        if at is not None and at > self._virtual:
+            self._virtual = at
+            self._tick()
+        if arrivals:
+            self._handle(arrivals)
+
+    # --- what arrives
+
+    def _handle(self, arrivals: list[Arrival], *, judge: bool = True) -> None:
+        """Record arrivals in order; then ask, if `judge`, about the thoughts that may be judged by now."""
+        fresh: list[int] = []
+        for job, item in arrivals:
+            match item:
+                case Completion():
+                    thought = self._sampled(self.state.pending[job.number], item)
+                    if thought is not None:
+                        fresh.append(thought)
+                case Verdicts():
+                    self._questions.pop(job.number, None)
+                    for number, verdict in zip(item.thoughts, item.verdicts, strict=True):
+                        self._emit(Judged(number, verdict))
+                case End(error) if job.kind == "sample":
+                    self._ended(job.number, error)
+        if judge and self.verifier is not None and self._stop is None:
+            self._verify(self._judgeable(fresh))
+        self._settle_idle()
+
+    def _sampled(self, entry: Pending, completion: Completion) -> int | None:
+        """Record a completion; its id if it is open to judgement."""
+        self._losses = 0
+        thought = self._read(entry.planned, completion)
+        twin = self.state.tree.keys.get(thought.key) if thought.key is not None else None
+        self._emit(Sampled(thought))
+        if thought.status == "solved":
+            self._emit(Judged(thought.id, Verdict(1.0, thought.reason or "solved", "task")))
+            self._stop = self._stop or (StopReason.SOLVED, None)
+        elif thought.status in ("invalid", "dead"):
+            self._emit(Pruned(thought.id, thought.reason or thought.status))
+        elif twin is not None:
+            self._emit(Merged(thought.id, twin))
+        else:
+            if self.verifier is None:
+                return None
+            return thought.id
+        return None
+
+    def _read(self, planned: Planned, completion: Completion) -> Thought:
+        task, request, tree = self.task, planned.request, self.state.tree
+        ids = completion.ids
+        ended = bool(ids) and ids[-1] in task.end_ids
+        if ended:
+            ids = ids[:-1]
+        text = self.engine.decode(ids)
+        parent = tree.thoughts.get(request.parent)
+        reading = task.read(parent, text)
+        status = reading.status
+        depth = tree.depth[request.parent] + 1
+        if status == "open" and (
+            ended or request.unit == "answer" or (task.max_depth is not None and depth >= task.max_depth)
+        ):
+            status = "complete"
+        return Thought(
+            id=planned.first + completion.index,
+            parent=request.parent,
+            expansion=planned.expansion,
+            ids=request.append_ids + ids,
+            text=text,
+            logprob=round(sum(completion.logprobs), 5) if completion.logprobs else None,
+            finish=completion.finish,
+            status=status,
+            action=reading.action,
+            key=reading.key if status in ("open", "complete") else None,
+            reason=reading.reason,
+            usage=self.ledger.priced(completion.usage),
+        )
+
+    def _ended(self, expansion: int, error: EngineUnavailable | None) -> None:
+        self._streams.pop(expansion, None)
+        if error is not None:
+            self._failed[expansion] = error
+
+    def _settle_idle(self) -> None:
+        """Settle the expansions that have all they will get, samples and verdicts."""
+        for expansion, entry in list(self.state.pending.items()):
+            if expansion in self._streams or entry.unjudged:
+                continue
+            if expansion in self._failed:
+                self._lost(entry, self._failed.pop(expansion))
+            elif not entry.missing:
+                self._emit(Settled(entry.planned.reservation))
+
+    def _lost(self, entry: Pending, error: EngineUnavailable) -> None:
+        # NOTE: what arrived before the outage is charged and stays; the rest may have been computed, so all of it is.
+        reservation = entry.planned.reservation
+        self._emit(Lost(reservation, self.ledger.reservations[reservation], str(error)))
+        self._losses += 1
+        if self._losses >= LOSSES_IN_A_ROW:
+            raise EngineUnavailable(
+                f"engine {self.engine.name!r} lost {self._losses} requests in a row, the last with: {error}"
+            ) from error
+
+    # --- questions
+
+    def _judgeable(self, fresh: list[int]) -> list[int]:
+        """Thoughts whose verdict can be asked for now, by the verifier's scope."""
+        assert self.verifier is not None
+        scope = self.verifier.scope
+        if scope == "thought" or (scope == "tree" and self._streams):
+            return fresh if scope == "thought" else []
+        asked = {number for thoughts in self._questions.values() for number in thoughts}
+        ended = (entry for key, entry in self.state.pending.items() if key not in self._streams)
+        return sorted(number for entry in ended for number in entry.unjudged - asked)
+
+    def _verify(self, thoughts: list[int]) -> None:
+        """Ask the verifier about `thoughts`, in one call beside the sampling."""
+        if not thoughts:
+            return
+        tree = self.state.tree
+        branches = [Branch(tree.path(number), tree.prefix(number)) for number in thoughts]
+        self._rounds += 1
+        self._questions[self._rounds] = thoughts
+        self._inbox.add(Job("verify", self._rounds), self._ask(thoughts, branches), self._virtual)
+
+    async def _ask(self, thoughts: list[int], branches: list[Branch]) -> AsyncIterator[Verdicts]:
+        verifier = self.verifier
+        assert verifier is not None
+        try:
+            verdicts = list(await verifier(branches))
+        except Exception as error:  # a verifier is foreign code: whatever it raises, its branches are unverified
+            reason = f"{type(error).__name__}: {error}"
+            verdicts = [Unverified(reason, verifier.name, verifier.bound(len(b.prefix))) for b in branches]
+        if len(verdicts) != len(thoughts):
+            raise SearchError(
+                f"verifier {verifier.name!r} returned {len(verdicts)} verdicts for {len(thoughts)} branches"
+            )
+        yield Verdicts(thoughts, verdicts)
+
+    # --- the stages of a round, one at a time
+
+    async def expand(self) -> list[Event]:
+        """Sample what the strategy proposes, to the end, and judge nothing. Returns the new events."""
+        if self._stop is None:
+            self._plan(finish=False)
+        await self._drain(judge=False)
+        return self._take_fresh()
+
+    async def verify(self) -> list[Event]:
+        """Ask about every thought that has no verdict yet. Returns the new events."""
+        self._verify(sorted(number for entry in self.state.pending.values() for number in entry.unjudged))
+        await self._drain(judge=True)
+        self._settle_idle()
+        return self._take_fresh()
+
+    async def select(self) -> list[Event]:
+        """Prune; if the strategy then wants nothing more, or nothing fits, choose. Returns the new events."""
+        while self._stop is None:
+            rng = Random(thought_seed(self._seed, -self.state.next_expansion - 1))
+            proposals = self.strategy.propose(self.state.strategy_state, self._allowance(), rng)
+            prunes = [proposal for proposal in proposals if isinstance(proposal, Prune)]
+            for prune in prunes:
+                self._emit(Pruned(prune.thought, prune.reason))
+            if not prunes:
+                limit = next((self._refusal(p) for p in proposals[:1] if isinstance(p, Expansion)), None)
+                if not proposals or limit:
+                    self._stop_idle(limit)
+                break
+        while self._stop is not None and not self.done:
+            await self._finish()
+        return self._take_fresh()
+
+    async def _drain(self, *, judge: bool) -> None:
+        while self._inbox:
+            self._handle((await self._inbox.batch(None)).arrivals, judge=judge)
+
+    def _take_fresh(self) -> list[Event]:
+        self._tick()
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    # --- the end
+
+    async def _finish(self) -> None:
+        """Abort what runs, commit if there is no decision yet, choose."""
+        assert self._stop is not None
+        await self._abort()
+        stop, limit = self._stop
+        found = self.strategy.choose(self.state.strategy_state)
+        may_commit = stop in (StopReason.BUDGET, StopReason.EXHAUSTED) and limit != "seconds"
+        commit = self._planned_commit()
+        if commit is None and found is None and may_commit and COMMIT in self.ledger.reservations:
+            self._plan_commit()
+            commit = self._planned_commit()
+            if self._grant is not None:
+                self._flush_now = True  # the plan is durable before the commit is sampled
+                return
+        if commit is not None:
+            found = await self._commit(commit)
+        if COMMIT in self.ledger.reservations:
+            self._emit(Settled(COMMIT))
+        self._tick()
+        self._emit(Chosen(found, stop, limit, commit is not None and found is not None))
+        self.done = True
+
+    def _planned_commit(self) -> Pending | None:
+        return next((entry for entry in self.state.pending.values() if entry.planned.commit), None)
+
+    def _plan_commit(self) -> None:
+        state, request = self.state, Expansion(ROOT, 1, temperature=0.0)
+        tokens = self._commit_tokens()
+        self._emit(Planned(state.next_expansion, state.tree.next_id, request, tokens, self._virtual, commit=True))
+
+    async def _commit(self, entry: Pending) -> int | None:
+        """Sample the one greedy completion that was held back for the decision."""
+        self._launch(entry.planned, self.task.root, entry.missing)
+        while self._inbox:
+            for job, item in (await self._inbox.batch(None)).arrivals:
+                if isinstance(item, Completion):
+                    self._sampled(entry, item)
+                elif isinstance(item, End) and item.error is not None:
+                    self._emit(Cancelled(COMMIT, lost=self.ledger.reservations[COMMIT]))
+        self._streams.clear()
+        number = entry.planned.first
+        thought = self.state.tree.thoughts.get(number)
+        return number if thought is not None and thought.status not in ("invalid", "dead") else None
+
+    async def _abort(self, *, closing: bool = False) -> None:
+        """Stop every stream and question, and account for what they used; the commit too, if `closing`."""
+        asked = {number for thoughts in self._questions.values() for number in thoughts}
+        for round_ in list(self._questions):
+            await self._inbox.drop(Job("verify", round_))
+        self._questions.clear()
+        for expansion, entry in list(self.state.pending.items()):
+            if entry.planned.commit and not closing:
+                continue
+            usage = await self._abort_stream(expansion, entry)
+            reservation = entry.planned.reservation
+            if usage is None:
+                held = self.ledger.reservations[reservation]
+                self._emit(Lost(reservation, held, "no answer, and no confirmed abort"))
+            elif entry.missing or entry.unjudged:
+                self._emit(Cancelled(reservation, self.ledger.priced(usage), self._question_loss(entry, asked)))
+            else:
+                self._emit(Settled(reservation))
+
+    async def _abort_stream(self, expansion: int, entry: Pending) -> Usage | None:
+        """Stop the samples of an expansion; what the unfinished ones used, None if nobody knows."""
+        stream = self._streams.pop(expansion, None)
+        if stream is None:
+            return None if self._failed.pop(expansion, None) else ZERO
+        usage = await stream.abort()
+        for item in await self._inbox.close(Job("sample", expansion)):
+            if isinstance(item, Completion):
+                self._sampled(entry, item)
+            elif isinstance(item, End) and item.error is not None:
+                usage = None
+        return usage
+
+    def _question_loss(self, entry: Pending, asked: set[int]) -> Amounts:
+        """Worst case of the questions about an expansion's thoughts that were under way and cannot be aborted."""
+        lost = NOTHING
+        for number in entry.unjudged & asked:
+            assert self.verifier is not None
+            bound = self.verifier.bound(len(self.state.tree.prefix(number)))
+            lost = lost.plus(Amounts.of(self.ledger.priced(bound)))
+        return lost
+
+    async def aclose(self) -> None:
+        """Abort everything; the account stays exact, and the log can be resumed. Harmless after the end."""
+        if not self.done:
+            await self._abort(closing=True)
+            if COMMIT in self.ledger.reservations:
+                self._emit(Settled(COMMIT))
+
+    def outcome(self) -> Outcome:
+        """The result of a search that is done."""
+        chosen = self.state.tree.chosen
+        if chosen is None:
+            raise SearchError("the search is not done; drive it with chunk() until `done`")
+        path = () if chosen.thought is None else self.state.tree.path(chosen.thought)
+        cut = f"stopped by the {chosen.limit} limit" if chosen.limit else ""
+        if path and path[-1].finish == "length":
+            cut = "; ".join(filter(None, (cut, "the chosen thought was cut at max_tokens")))
+        return Outcome(
+            path=path,
+            stop=chosen.stop,
+            limit=chosen.limit,
+            usage=self.ledger.spent,
+            lost=self.ledger.lost.to_json(),
+            cut=cut,
+            tree=self.state.tree,
+            log=self.log,
+        )
+
+
+async def _renumbered(stream: Stream, samples: list[int]) -> AsyncIterator[Completion]:
+    """The completions of a request under the places their samples have in the expansion."""
+    async for completion in stream:
+        index = samples[completion.index]
+        yield completion if index == completion.index else replace(completion, index=index)

@@ -1,0 +1,173 @@
+"""Where completions and verdicts arrive."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from tts_agent.engines.base import Completion
+from tts_agent.errors import EngineUnavailable
+from tts_agent.thought import Unverified, Verdict
+
+Order = Literal["arrival", "virtual", "barrier"]
+"""`arrival`: as things happen. `virtual`: by virtual time, for engines that have one; the outcome does not depend on
+the event loop. `barrier`: everything in flight ends first, then in the order of ids."""
+
+
+class Job(NamedTuple):
+    """What runs: the samples of an expansion, or the `number`-th round of questions."""
+
+    kind: Literal["sample", "verify"]
+    number: int
+
+
+class Verdicts(NamedTuple):
+    """Verdicts for thoughts, in the same order."""
+
+    thoughts: list[int]
+    verdicts: list[Verdict | Unverified]
+
+
+class End(NamedTuple):
+    """A job has ended; `error` if its engine gave up."""
+
+    error: EngineUnavailable | None = None
+
+
+Item = Completion | Verdicts | End
+
+
+class Arrival(NamedTuple):
+    job: Job
+    item: Item
+
+
+class Batch(NamedTuple):
+    """Arrivals that are handled together; `at` is their virtual time, None on a real clock."""
+
+    at: float | None
+    arrivals: list[Arrival]
+
+
+@dataclass(slots=True)
+class _Running:
+    task: asyncio.Task[None]
+    at: float  # virtual time of what came last
+    items: deque[tuple[float, Item]] = field(default_factory=deque)
+    ended: bool = False
+
+
+class Inbox:
+    """Runs the jobs of one search (streams of completions, verifications) and hands out what they yield."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._jobs: dict[Job, _Running] = {}
+        self._closing: dict[Job, _Running] = {}
+        self._news = asyncio.Event()
+        self._crash: BaseException | None = None
+
+    def __len__(self) -> int:
+        """Jobs that have not been handed out to their end."""
+        return len(self._jobs)
+
+    def add(self, job: Job, source: AsyncIterator[Completion | Verdicts], at: float) -> None:
+        """Run `source` to its end as `job`, begun at virtual time `at`."""
+        task = asyncio.create_task(self._pump(job, source))
+        self._jobs[job] = _Running(task, at)
+
+    async def _pump(self, job: Job, source: AsyncIterator[Completion | Verdicts]) -> None:
+        error: EngineUnavailable | None = None
+        try:
+            async for item in source:
+                at = item.at if isinstance(item, Completion) else None
+                self._put(job, item, at)
+        except EngineUnavailable as unavailable:
+            error = unavailable
+        except asyncio.CancelledError:
+            raise
+        except BaseException as crash:
+            # A defect of an engine or verifier: it must not hang the search, which raises it from `batch`.
+            self._crash = crash
+            self._news.set()
+            return
+        self._put(job, End(error), None)
+
+    def _put(self, job: Job, item: Item, at: float | None) -> None:
+        entry = self._jobs.get(job) or self._closing[job]
+        entry.at = entry.at if at is None else max(at, entry.at)
+        entry.ended = isinstance(item, End)
+        entry.items.append((entry.at, item))
+        self._news.set()
+
+    async def batch(self, timeout: float | None, horizon: float | None = None) -> Batch:
+        """The arrivals to handle next.
+
+        Empty after `timeout` seconds, and, on virtual time, when nothing ends by the virtual time `horizon`.
+        """
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        while True:
+            if self._crash is not None:
+                raise self._crash
+            self._news.clear()
+            ready = self._ready(horizon)
+            if ready is not None:
+                return ready
+            left = None if deadline is None else deadline - asyncio.get_running_loop().time()
+            if left is not None and left <= 0:
+                return Batch(None, [])
+            try:
+                await asyncio.wait_for(self._news.wait(), left)
+            except TimeoutError:
+                return Batch(None, [])
+
+    def _ready(self, horizon: float | None) -> Batch | None:
+        jobs = self._jobs
+        if self._order == "arrival":
+            taken = self._take(lambda at: True)
+            return Batch(None, taken) if taken else None
+        if self._order == "barrier":
+            if not jobs or not all(job.ended for job in jobs.values()):
+                return None
+            return Batch(None, sorted(self._take(lambda at: True), key=_rank))
+        heads = [job.items[0][0] for job in jobs.values() if job.items]
+        now = min(heads, default=0.0)
+        if not heads or any(not job.ended and job.at <= now for job in jobs.values()):
+            return None  # something earlier may still come
+        if horizon is not None and now > horizon:
+            return Batch(horizon, [])
+        return Batch(now, sorted(self._take(lambda at: at <= now), key=_rank))
+
+    def _take(self, due: Callable[[float], bool]) -> list[Arrival]:
+        taken: list[Arrival] = []
+        for key, job in list(self._jobs.items()):
+            while job.items and due(job.items[0][0]):
+                item = job.items.popleft()[1]
+                taken.append(Arrival(key, item))
+                if isinstance(item, End):
+                    del self._jobs[key]
+        return taken
+
+    async def close(self, job: Job) -> list[Item]:
+        """Wait for `job`, whose source was aborted and ends by itself; what it had not handed out."""
+        entry = self._jobs.pop(job, None)
+        if entry is None:
+            return []
+        self._closing[job] = entry
+        await asyncio.gather(entry.task, return_exceptions=True)
+        del self._closing[job]
+        return [item for _, item in entry.items]
+
+    async def drop(self, job: Job) -> None:
+        """Stop `job` and forget what it has not handed out."""
+        entry = self._jobs.pop(job, None)
+        if entry is not None:
+            entry.task.cancel()
+            await asyncio.gather(entry.task, return_exceptions=True)
+
+
+def _rank(arrival: Arrival) -> tuple[bool, Job, int]:
+    # Completions and verdicts before the ends of jobs, each in the order of ids.
+    item = arrival.item
+    return (isinstance(item, End), arrival.job, item.index if isinstance(item, Completion) else -1)

@@ -1,0 +1,104 @@
+"""`search()`: one search from beginning to end, without any workflow around it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, Protocol
+
+from tts_agent.budget import Budget, Ledger
+from tts_agent.engines.base import Engine
+from tts_agent.errors import ConfigError
+from tts_agent.events import Carried, Event
+from tts_agent.outcome import Outcome
+from tts_agent.search.base import Strategy
+from tts_agent.search.beam import Beam
+from tts_agent.search.best_first import BestFirst
+from tts_agent.search.best_of_n import BestOfN
+from tts_agent.search.driver import FLUSH_EVENTS, FLUSH_SECONDS, Search
+from tts_agent.search.greedy import Greedy
+from tts_agent.task import Task
+from tts_agent.verifiers.base import Verifier
+
+STRATEGIES: dict[str, type[Any]] = {kind.name: kind for kind in (BestFirst, Beam, BestOfN, Greedy)}
+"""Strategies by name."""
+
+GRANT = 0.125
+"""Share of each limit that may be spent between two durable chunks, and so be lost by a kill."""
+
+
+class Journal(Protocol):
+    """Where a search's log is made durable."""
+
+    async def append(self, chunk: Sequence[Event]) -> None:
+        """Write `chunk` and return when it is durable."""
+        ...
+
+
+def make_strategy(strategy: str | Strategy[Any], **options: Any) -> Strategy[Any]:
+    """A strategy by name with its options. `ConfigError` for unknown names and options lists the known ones."""
+    if not isinstance(strategy, str):
+        if options:
+            raise ConfigError(f"options {sorted(options)!r} have no effect on a finished strategy; set them on it")
+        return strategy
+    kind = STRATEGIES.get(strategy)
+    if kind is None:
+        raise ConfigError(f"unknown strategy {strategy!r}; known: {', '.join(sorted(STRATEGIES))}")
+    known = [field.name for field in fields(kind)]
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(f"unknown options {unknown!r} of strategy {strategy!r}; known: {', '.join(known)}")
+    return kind(**options)  # type: ignore[no-any-return]
+
+
+async def search(
+    engine: Engine,
+    task: Task,
+    *,
+    strategy: str | Strategy[Any] = "best_first",
+    verifier: Verifier | None = None,
+    budget: Budget | None = None,
+    ledger: Ledger | None = None,
+    seed: int = 0,
+    name: str = "search",
+    carried: Sequence[Carried] = (),
+    journal: Journal | None = None,
+    log: Sequence[Event] = (),
+    barrier: bool = False,
+    grant: float = GRANT,
+    flush_events: int = FLUSH_EVENTS,
+    flush_seconds: float = FLUSH_SECONDS,
+    on_event: Callable[[Event], None] | None = None,
+) -> Outcome:
+    """Search for a good continuation of `task.root` and return the best found within `budget`.
+
+    `ledger` nests the search in a larger account. `journal` makes the log durable chunk by chunk; `log` resumes from
+    what such a journal kept: durable thoughts are neither sampled nor charged again. `on_event` sees every event once
+    it is durable. With `barrier` the tree depends on the seed alone, at the price of waiting for the slowest sibling.
+
+    Running out of budget is a result (`Outcome.stop`), not an error. Raises `ConfigError` for bad settings,
+    `BudgetError` for a budget that cannot pay for the prompt and one decision, `EngineUnavailable` on an outage.
+    """
+    scope = Ledger(budget, name=name, parent=ledger)
+    run = Search(
+        engine,
+        task,
+        make_strategy(strategy),
+        verifier=verifier,
+        ledger=scope,
+        seed=seed,
+        search=name,
+        carried=carried,
+        log=log,
+        grant=grant if journal is not None else None,
+        barrier=barrier,
+    )
+    try:
+        while not run.done:
+            chunk = await run.chunk(max_events=flush_events, max_seconds=flush_seconds)
+            if journal is not None:
+                await journal.append(chunk)
+            run.confirm()
+            if on_event is not None:
+                for event in chunk:
+                    on_event(event)
+    finally:
+        await run.aclose()
+    return run.outcome()
