@@ -171,16 +171,28 @@ class Ledger:
                         return UNITS[index]
             return None
 
-    def room(self) -> dict[str, float]:
-        """What may still be reserved, by unit, for the units that have a limit."""
-        left: dict[str, float] = {}
+    def free(self) -> tuple[int | None, ...]:
+        """What may still be reserved here, in the order and the units of `Amounts`; None where nothing limits it."""
+        return self._least(lambda scope, unit, limit: limit - scope._charged[unit] - scope.reserved[unit])
+
+    def limits(self) -> tuple[int | None, ...]:
+        """The smallest limit of this scope and those around it, in the order and the units of `Amounts`."""
+        return self._least(lambda scope, unit, limit: limit)
+
+    def _least(self, value: "Callable[[Ledger, int, int], int]") -> tuple[int | None, ...]:
+        least: list[int | None] = [None] * len(UNITS)
         with self._lock:
             for scope in self._chain():
-                for unit, limit, used in zip(UNITS, scope._limits, scope.committed, strict=True):
+                for unit, limit in enumerate(scope._limits):
                     if limit is not None:
-                        free = (limit - used) / PICO if unit == "dollars" else limit - used
-                        left[unit] = min(left.get(unit, float("inf")), free)
-        return left
+                        here, so_far = value(scope, unit, limit), least[unit]
+                        least[unit] = here if so_far is None else min(here, so_far)
+        return tuple(least)
+
+    def room(self) -> dict[str, float]:
+        """What may still be reserved, by unit, for the units that have a limit."""
+        free = zip(UNITS, self.free(), strict=True)
+        return {unit: left / PICO if unit == "dollars" else left for unit, left in free if left is not None}
 
     def seconds_left(self) -> float | None:
         """Seconds until the nearest time limit of this scope or one around it; None without one."""

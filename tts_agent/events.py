@@ -266,7 +266,7 @@ def _thought_from_json(data: Mapping[str, Any], decode: Decode | None) -> Though
 
 
 def _verdict_to_json(verdict: Verdict | Unverified) -> dict[str, Any]:
-    data: dict[str, Any] = {"score": verdict.score} if isinstance(verdict, Verdict) else {}
+    data: dict[str, Any] = {"score": verdict.score} if isinstance(verdict, Verdict) else {"reason": verdict.reason}
     data |= {name: value for name in ("reason", "verifier") if (value := getattr(verdict, name))}
     if usage := verdict.usage.to_json():
         data["usage"] = usage

@@ -21,6 +21,7 @@ class BestFirstState:
     times: dict[int, int] = field(default_factory=dict)  # how often a thought was expanded
     pending: set[int] = field(default_factory=set)
     planned: int = 0
+    judged: bool = True  # whether verdicts are to come
 
     def snapshot(self) -> Any:
         return sorted(self.heap), self.times, sorted(self.pending), self.best.snapshot()
@@ -76,9 +77,12 @@ class BestFirst:
     def update(self, state: BestFirstState, event: Event) -> None:
         match event:
             case Opened():
+                state.judged = bool(event.verifier)
                 self._push(state, ROOT)
             case Sampled(thought):
                 state.best.offer(thought.id)
+                if not state.judged:
+                    self._push(state, thought.id)
             case Judged(thought_id):
                 state.best.offer(thought_id)
                 self._push(state, thought_id)

@@ -113,7 +113,7 @@ class Search:
         self._flush_now = False
         self._virtual = 0.0
         self.state = SearchState(strategy, self.ledger, judged=verifier is not None)
-        if log:
+        if log := _whole_chunks(log) if killed else log:
             self._resume(log, killed)
         else:
             self._open(search, seed, carried)
@@ -122,12 +122,7 @@ class Search:
     # --- beginning
 
     def _limited(self) -> bool:
-        scope: Ledger | None = self.ledger
-        while scope is not None:
-            if any(limit is not None for limit in scope.budget.limits) or scope.budget.seconds is not None:
-                return True
-            scope = scope.parent
-        return False
+        return any(limit is not None for limit in (*self.ledger.limits(), self.ledger.seconds_left()))
 
     def _commit_tokens(self) -> int:
         tokens = self.ledger.budget.commit_tokens
@@ -275,15 +270,15 @@ class Search:
             self._emit(Clock(round(now, 6)))
 
     def _next_ceiling(self) -> tuple[int | None, ...]:
-        limits = self.ledger.budget.limits
+        ledger, need = self.ledger, self._need or NOTHING
         if self._grant is None:
-            return (None,) * len(limits)
-        used = self.ledger.committed.minus(self.ledger.reservations.get(COMMIT, NOTHING))
-        need = self._need or NOTHING
-        return tuple(
-            None if limit is None else min(limit, used[i] + max(int(limit * self._grant), need[i]))
-            for i, limit in enumerate(limits)
-        )
+            return (None,) * len(need)
+        used = ledger.committed.minus(ledger.reservations.get(COMMIT, NOTHING))
+        ceiling: list[int | None] = []
+        for unit, (limit, free) in enumerate(zip(ledger.limits(), ledger.free(), strict=True)):
+            share = None if limit is None else max(int(limit * self._grant), need[unit])
+            ceiling.append(None if free is None or share is None else used[unit] + min(free, share))
+        return tuple(ceiling)
 
     def _plan(self, *, finish: bool = True) -> None:
         """Ask the strategy until it wants nothing more or nothing is admitted; stop if nothing is under way then."""
@@ -323,8 +318,8 @@ class Search:
         return self.state.opened.seed
 
     def _allowance(self) -> Allowance:
-        budget, room = self.ledger.budget, self.ledger.room()
-        shares = [room[unit] / limit for unit in room if (limit := getattr(budget, unit))]
+        free = zip(self.ledger.free(), self.ledger.limits(), strict=True)
+        shares = [left / limit for left, limit in free if left is not None and limit]
         return Allowance(len(self.state.pending), min(shares, default=1.0))
 
     def _bound(self, prompt: int, n: int, max_tokens: int, *, questions: int | None = None) -> Usage:
@@ -423,7 +418,7 @@ class Search:
                 case Verdicts():
                     self._questions.pop(job.number, None)
                     for number, verdict in zip(item.thoughts, item.verdicts, strict=True):
-                        self._emit(Judged(number, verdict))
+                        self._emit(Judged(number, replace(verdict, usage=self.ledger.priced(verdict.usage))))
                 case End(error) if job.kind == "sample":
                     self._ended(job.number, error)
         if judge and self.verifier is not None and self._stop is None:
@@ -695,6 +690,12 @@ class Search:
             tree=self.state.tree,
             log=self.log,
         )
+
+
+def _whole_chunks(log: Sequence[Event]) -> Sequence[Event]:
+    """The part of a log that is whole: a kill may have torn the last chunk, which ends with a grant or the choice."""
+    ends = (place for place in range(len(log), 0, -1) if isinstance(log[place - 1], (Granted, Chosen)))
+    return log[: next(ends, 0)]
 
 
 async def _renumbered(stream: Stream, samples: list[int]) -> AsyncIterator[Completion]:

@@ -54,6 +54,8 @@ class Batch(NamedTuple):
 class _Running:
     task: asyncio.Task[None]
     at: float  # virtual time of what came last
+    gate: float  # virtual time up to which its source may be read
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
     items: deque[tuple[float, Item]] = field(default_factory=deque)
     ended: bool = False
 
@@ -75,14 +77,13 @@ class Inbox:
     def add(self, job: Job, source: AsyncIterator[Completion | Verdicts], at: float) -> None:
         """Run `source` to its end as `job`, begun at virtual time `at`."""
         task = asyncio.create_task(self._pump(job, source))
-        self._jobs[job] = _Running(task, at)
+        self._jobs[job] = _Running(task, at, at)
 
     async def _pump(self, job: Job, source: AsyncIterator[Completion | Verdicts]) -> None:
         error: EngineUnavailable | None = None
         try:
             async for item in source:
-                at = item.at if isinstance(item, Completion) else None
-                self._put(job, item, at)
+                await self._put(job, item, item.at if isinstance(item, Completion) else None)
         except EngineUnavailable as unavailable:
             error = unavailable
         except asyncio.CancelledError:
@@ -92,14 +93,18 @@ class Inbox:
             self._crash = crash
             self._news.set()
             return
-        self._put(job, End(error), None)
+        await self._put(job, End(error), None)
 
-    def _put(self, job: Job, item: Item, at: float | None) -> None:
+    async def _put(self, job: Job, item: Item, at: float | None) -> None:
         entry = self._jobs.get(job) or self._closing[job]
         entry.at = entry.at if at is None else max(at, entry.at)
         entry.ended = isinstance(item, End)
         entry.items.append((entry.at, item))
         self._news.set()
+        # On virtual time a source is not read ahead of the clock: what is aborted before its time never ended.
+        while self._order == "virtual" and entry.at > entry.gate and not entry.ended:
+            entry.opened.clear()
+            await entry.opened.wait()
 
     async def batch(self, timeout: float | None, horizon: float | None = None) -> Batch:
         """The arrivals to handle next.
@@ -131,12 +136,17 @@ class Inbox:
             if not jobs or not all(job.ended for job in jobs.values()):
                 return None
             return Batch(None, sorted(self._take(lambda at: True), key=_rank))
-        heads = [job.items[0][0] for job in jobs.values() if job.items]
-        now = min(heads, default=0.0)
-        if not heads or any(not job.ended and job.at <= now for job in jobs.values()):
+        if not jobs or not all(job.items for job in jobs.values()):
             return None  # something earlier may still come
+        now = min(job.items[0][0] for job in jobs.values())
         if horizon is not None and now > horizon:
             return Batch(horizon, [])
+        unread = [job for job in jobs.values() if not job.ended and job.at <= now]
+        for job in unread:
+            job.gate = now
+            job.opened.set()
+        if unread:
+            return None
         return Batch(now, sorted(self._take(lambda at: at <= now), key=_rank))
 
     def _take(self, due: Callable[[float], bool]) -> list[Arrival]:
@@ -155,6 +165,8 @@ class Inbox:
         if entry is None:
             return []
         self._closing[job] = entry
+        entry.gate = float("inf")
+        entry.opened.set()
         await asyncio.gather(entry.task, return_exceptions=True)
         del self._closing[job]
         return [item for _, item in entry.items]
