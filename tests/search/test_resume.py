@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.scripts import make_engine, make_task, make_verifier
 from tts_agent import Beam, BestFirst, BestOfN, Budget, Greedy, Ledger, Prefix, ScriptedEngine, Usage
 from tts_agent.errors import LogError
-from tts_agent.events import Event, Granted, Lost, Sampled, log_from_json, log_to_json
+from tts_agent.events import Event, Granted, Judged, Lost, Sampled, log_from_json, log_to_json
 from tts_agent.search.driver import Search
 
 STRATEGIES = [Greedy(), Beam(k=3, keep=2), BestFirst(k=3, parallel=2), BestOfN(n=5, width=3, unit="thought")]
@@ -67,7 +67,7 @@ async def kill_and_resume(
     replayed = log_from_json(log_to_json(durable, other.decode), other.decode)
     resumed = start(other, strategy, budget, seed, log=replayed)
     await run(resumed, None, size)
-    assert not sampled(durable) & {thought for thought in sampled(resumed.log[len(durable) :])}
+    assert not sampled(durable) & sampled(resumed.log[len(durable) :])
     return resumed, before + other.served, durable
 
 
@@ -117,7 +117,7 @@ async def test_what_the_last_grant_leaves_unaccounted_is_charged_as_lost() -> No
     grant = [event for event in durable if isinstance(event, Granted)][-1]
     lost = [event for event in resumed.log if isinstance(event, Lost)]
     charged = sum(event.thought.usage.computed for event in durable if isinstance(event, Sampled))
-    charged += sum(getattr(event, "verdict").usage.computed for event in durable if event.kind == "judged")
+    charged += sum(event.verdict.usage.computed for event in durable if isinstance(event, Judged))
     assert grant.ceiling[3] is not None
     assert [event.amounts.computed_tokens for event in lost] == [grant.ceiling[3] - charged]
 

@@ -613,7 +613,7 @@ class Search:
         """Sample the one greedy completion that was held back for the decision."""
         self._launch(entry.planned, self.task.root, entry.missing)
         while self._inbox:
-            for job, item in (await self._inbox.batch(None)).arrivals:
+            for _, item in (await self._inbox.batch(None)).arrivals:
                 if isinstance(item, Completion):
                     self._sampled(entry, item)
                 elif isinstance(item, End) and item.error is not None:
