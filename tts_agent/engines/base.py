@@ -80,6 +80,7 @@ class Capabilities:
     shares_prompt: bool = False
     virtual_time: bool = False
     context: int | None = None  # tokens of prompt and completion together; None = unbounded
+    end_ids: tuple[int, ...] = ()  # tokens with which the model ends its answer
     info: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -53,6 +53,7 @@ class ScriptedEngine:
         faults: Mapping[int, Fault] | None = None,
         cache: bool = False,
         context: int | None = None,
+        end_ids: tuple[int, ...] = (),
         record: str | Path | None = None,
         pace: float = 0.0,
         name: str = "scripted",
@@ -67,6 +68,7 @@ class ScriptedEngine:
         self._faults = dict(faults or {})
         self._known: set[tuple[int, ...]] | None = set() if cache else None
         self._context = context
+        self._end_ids = end_ids
         self._pace = pace
         self._record: IO[str] | None = open(record, "a", encoding="utf-8") if record is not None else None  # noqa: SIM115
 
@@ -74,9 +76,9 @@ class ScriptedEngine:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             label_logprobs=self._judge is not None,
-            shares_prompt=False,
             virtual_time=True,
             context=self._context,
+            end_ids=self._end_ids,
         )
 
     def encode(self, text: str) -> tuple[int, ...]:
