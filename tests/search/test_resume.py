@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.scripts import make_engine, make_task, make_verifier
 from tts_agent import Beam, BestFirst, BestOfN, Budget, Greedy, Ledger, Prefix, ScriptedEngine, Usage
-from tts_agent.errors import LogError
+from tts_agent.errors import LogError, SearchError
 from tts_agent.events import Event, Granted, Judged, Lost, Sampled, log_from_json, log_to_json
 from tts_agent.search.driver import Search
 
@@ -153,3 +153,22 @@ async def test_a_log_of_another_root_or_strategy_is_refused() -> None:
     with pytest.raises(LogError, match="begins with 'opened'"):
         start(engine, Greedy(), Budget(computed_tokens=2000), 1, log=log[1:])
     assert search.task.root != Prefix()
+
+
+@pytest.mark.parametrize("strategy", [Beam(k=4, keep=2), BestFirst(k=3, parallel=4)], ids=["beam", "best_first"])
+async def test_a_search_that_is_killed_again_and_again_before_it_can_write_spends_nothing(strategy: Any) -> None:
+    budget = Budget(computed_tokens=1500)
+    chunks = await run(start(make_engine(), strategy, budget, 3), 3, 4)
+    durable = [event for chunk in chunks for event in chunk]
+    engine = make_engine()
+    for _ in range(20):
+        await start(engine, strategy, budget, 3, log=durable).chunk(max_events=8)
+    assert engine.served == Usage()
+
+
+async def test_a_caller_that_does_not_wait_for_a_grant_is_stopped() -> None:
+    search = start(make_engine(), BestFirst(k=3), Budget(computed_tokens=1500), 3)
+    await search.chunk()
+    assert search.starved
+    with pytest.raises(SearchError, match="waits for a grant: make its chunks durable"):
+        await search.chunk()

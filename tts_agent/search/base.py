@@ -26,7 +26,11 @@ class Strategy(Protocol[S]):
     """
 
     name: ClassVar[str]
-    unit: Unit
+
+    @property
+    def unit(self) -> Unit:
+        """What one sample is."""
+        ...
 
     @property
     def bounded(self) -> bool:

@@ -7,6 +7,7 @@ emitting events.
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import reduce
 from random import Random
 from typing import Any
 
@@ -111,6 +112,9 @@ class Search:
         self._need: Amounts | None = None  # the request that waits for a grant
         self._losses = 0
         self._flush_now = False
+        self._waiting = False
+        self._fresh_taken = False
+        self._to_reissue: list[Pending] = []
         self._virtual = 0.0
         self.state = SearchState(strategy, self.ledger, judged=verifier is not None)
         if log := _whole_chunks(log) if killed else log:
@@ -152,7 +156,8 @@ class Search:
             self._emit(event)
             if event.thought.status == "solved":
                 self._stop = (StopReason.SOLVED, None)
-        self._flush_now = self._grant is not None  # the first chunk is only a grant
+        if self._grant is not None:
+            self._wait_for_grant()  # the first chunk is only a grant
 
     def _hold_commit(self) -> str | None:
         """Reserve the commit, if it is wanted and not held; the unit that refuses it, if one does."""
@@ -185,9 +190,15 @@ class Search:
         if not killed:
             return
         self._write_off()
-        for entry in list(self.state.pending.values()):
-            self._reissue(entry)
-        self._hold_commit()
+        refused = self._hold_commit()
+        if refused and self._planned_commit() is not None:
+            self._emit(Cancelled(COMMIT))
+        self._to_reissue = [entry for entry in self.state.pending.values() if not entry.planned.commit]
+        if self._grant is not None:
+            # Only under a grant that is durable: a second kill would otherwise hide what is issued again.
+            bounds = [Amounts.of(self.ledger.priced(self._pending_bound(entry))) for entry in self._to_reissue]
+            self._need = reduce(Amounts.plus, bounds, NOTHING)
+            self._wait_for_grant()
 
     def _write_off(self) -> None:
         """Charge all that the killed process may have spent: its last ceiling, less what durable events account for."""
@@ -207,17 +218,23 @@ class Search:
         """What is reserved, the commit not counted."""
         return self.ledger.reserved.minus(self.ledger.reservations.get(COMMIT, NOTHING))
 
+    def _prompt(self, request: Expansion) -> Prefix:
+        return self.state.tree.prefix(request.parent).extend(request.append_ids)
+
+    def _pending_bound(self, entry: Pending) -> Usage:
+        """The most that the rest of a pending expansion may consume."""
+        planned, missing = entry.planned, len(entry.missing)
+        size = len(self._prompt(planned.request))
+        return self._bound(size, missing, planned.max_tokens, questions=missing + len(entry.unjudged))
+
     def _reissue(self, entry: Pending) -> None:
         planned, missing = entry.planned, entry.missing
-        prompt = self.state.tree.prefix(planned.request.parent).extend(planned.request.append_ids)
-        bound = self._bound(len(prompt), len(missing), planned.max_tokens, questions=len(missing) + len(entry.unjudged))
+        bound = self._pending_bound(entry)
         if self._stop or self.ledger.refuses(bound):
             self._emit(Cancelled(planned.reservation))
             return
         self._emit(Reserved(planned.reservation, bound))
-        if planned.commit:
-            return  # sampled at the end, as it was planned
-        self._launch(planned, prompt, missing)
+        self._launch(planned, self._prompt(planned.request), missing)
         if entry.unjudged:
             self._verify(sorted(entry.unjudged))
 
@@ -230,13 +247,16 @@ class Search:
 
     @property
     def starved(self) -> bool:
-        """Whether the next step waits for `confirm`: it does not fit under the last ceiling known to be durable."""
-        return self._need is not None
+        """Whether nothing may go on before `confirm`: what comes next is not covered by a grant known to be durable."""
+        return self._need is not None or self._waiting
 
     def confirm(self) -> None:
         """All chunks returned so far are durable: their last grant is in force."""
         self._effective = self.state.ceiling
-        self._need = None
+        self._need, self._waiting = None, False
+
+    def _wait_for_grant(self) -> None:
+        self._flush_now = self._waiting = True
 
     def cancel(self) -> None:
         """Stop at the next opportunity with the best answer so far."""
@@ -245,8 +265,14 @@ class Search:
     async def chunk(self, *, max_events: int = FLUSH_EVENTS, max_seconds: float = FLUSH_SECONDS) -> list[Event]:
         """Drive the search until `max_events` new events exist, `max_seconds` passed, a grant is needed, or it is done.
 
-        Returns the new events. The caller makes them durable and then calls `confirm`.
+        Returns the new events. The caller makes them durable and then calls `confirm`; if `starved`, before the next
+        chunk.
         """
+        if self._fresh_taken and self.starved:
+            raise SearchError("this search waits for a grant: make its chunks durable and call confirm() first")
+        self._fresh_taken = True
+        while self._to_reissue and not self._waiting:
+            self._reissue(self._to_reissue.pop(0))
         flush_at = time.monotonic() + max_seconds
         while not self.done and not self._flush_now:
             if self._stop is None:
@@ -331,7 +357,7 @@ class Search:
 
     def _admit(self, request: Expansion) -> str | None:
         """Plan and launch `request`, trimmed to what fits; else the unit that refuses it. May leave `_need` set."""
-        prompt = self.state.tree.prefix(request.parent).extend(request.append_ids)
+        prompt = self._prompt(request)
         max_tokens = self.task.sampling(request).max_tokens
         context = self.engine.capabilities.context
         if context is not None:
@@ -361,7 +387,7 @@ class Search:
 
     def _refusal(self, request: Expansion) -> str | None:
         """The unit that refuses even the smallest form of `request`."""
-        size = len(self.state.tree.prefix(request.parent)) + len(request.append_ids)
+        size = len(self._prompt(request))
         return self.ledger.refuses(self._bound(size, 1, max(1, self.task.sampling(request).max_tokens // 2)))
 
     def _beyond_grant(self, bound: Usage) -> bool:
@@ -591,7 +617,7 @@ class Search:
             self._plan_commit()
             commit = self._planned_commit()
             if self._grant is not None:
-                self._flush_now = True  # the plan is durable before the commit is sampled
+                self._wait_for_grant()  # the plan is durable before the commit is sampled
                 return
         if commit is not None:
             found = await self._commit(commit)
