@@ -88,6 +88,17 @@ def test_every_event_survives_json(event: Event) -> None:
     assert from_json(json.loads(json.dumps(to_json(event, _decode))), _decode) == event
 
 
+def plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(type(key) is str and plain(item) for key, item in value.items())
+    return all(map(plain, value)) if type(value) is list else type(value) in (str, int, float, bool, type(None))
+
+
+@given(events)
+def test_the_json_is_of_plain_types_only(event: Event) -> None:
+    assert plain(to_json(event))
+
+
 @given(ids)
 def test_ids_survive_packing(ids: tuple[int, ...]) -> None:
     assert unpack_ids(pack_ids(ids)) == ids

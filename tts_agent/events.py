@@ -233,6 +233,8 @@ def _encode(value: Any, decode: Decode | None) -> Any:
             return {f.name: v for f in fields(value) if (v := getattr(value, f.name)) != f.default}
         case Verdict() | Unverified():
             return _verdict_to_json(value)
+        case StopReason():
+            return value.value  # a plain string: the JSON also goes through serializers that know enums
         case tuple():
             return list(value)
     return value
