@@ -230,7 +230,7 @@ def _encode(value: Any, decode: Decode | None) -> Any:
         case Thought():
             return _thought_to_json(value, decode)
         case Expansion():
-            return {f.name: v for f in fields(value) if (v := getattr(value, f.name)) != f.default}
+            return {f.name: _encode(v, decode) for f in fields(value) if (v := getattr(value, f.name)) != f.default}
         case Verdict() | Unverified():
             return _verdict_to_json(value)
         case StopReason():
