@@ -1,0 +1,6 @@
+"""The default engine: any Llama-family model folder, served in this process."""
+
+from tts_agent.engines.embedded.counters import Counters
+from tts_agent.engines.embedded.engine import EmbeddedEngine, EmbeddedStream
+
+__all__ = ("Counters", "EmbeddedEngine", "EmbeddedStream")

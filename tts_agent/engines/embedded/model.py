@@ -1,0 +1,43 @@
+"""What the engine needs of a model: a forward pass that leaves attention to the engine."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a model."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocab: int
+    context: int  # most tokens of a sequence
+
+
+class Attend(Protocol):
+    """Attention over the step's plan: stores keys and values, returns what each query reads."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """`query` is `[tokens, heads, head_dim]`, `key` and `value` `[tokens, kv_heads, head_dim]`, positions
+        applied; returns `[tokens, heads * head_dim]`."""
+        ...
+
+
+class Model(Protocol):
+    """A causal language model over packed tokens: one row per token, of whatever sequences."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Final hidden states `[tokens, hidden]` of `ids` at `positions`."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits `[rows, vocab]` of final hidden states."""
+        ...
