@@ -1,0 +1,138 @@
+"""The `tts-agent` command."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from tts_agent import __version__
+from tts_agent.errors import LogError, TTSError
+from tts_agent.trace.recorder import Log, read
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status.
+
+    An error of ours is one line on stderr and status 2, as for wrong arguments.
+    """
+    options = _parser().parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 must not stop a tree
+    try:
+        return int(options.run(options))
+    except TTSError as error:
+        print(f"tts-agent: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) went away; nothing may be written to it at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tts-agent", description="Planning steps that search: a demonstration, and the trees of recorded searches."
+    )
+    parser.add_argument("--version", action="version", version=f"tts-agent {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_tree(commands.add_parser("tree", help="show the branch tree of the searches in a trace file"))
+    _add_demo(commands.add_parser("demo", help="watch an agent plan by search, and compare searches at equal compute"))
+    return parser
+
+
+# --- tree
+
+
+def _add_tree(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Show the branch trees of a trace file: thoughts, verdicts, tokens, and why each search ended."
+    parser.add_argument("file", help="a trace, as a Recorder or 'tts-agent demo' writes it")
+    parser.add_argument("--search", metavar="NAME|N", help="only the search of this name, or the N-th of the file")
+    parser.add_argument("--all", action="store_true", help="every thought; large trees are collapsed otherwise")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.set_defaults(run=_tree)
+
+
+def _tree(options: argparse.Namespace) -> int:
+    logs = read(options.file)
+    if options.search is not None:
+        logs = _selected(logs, options.search)
+    if options.json:
+        print(json.dumps({"file": options.file, "searches": [_log_json(log) for log in logs]}, ensure_ascii=False))
+        return 0
+    from rich.console import Console
+
+    from tts_agent.trace.terminal import render
+
+    console = Console()
+    for log in logs:
+        console.print(render(log, everything=options.all), soft_wrap=options.all)
+    return 0
+
+
+def _selected(logs: list[Log], wanted: str) -> list[Log]:
+    named = [log for log in logs if log.search == wanted]
+    if named:
+        return named
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(logs):
+        return [logs[int(wanted) - 1]]
+    names = ", ".join(f"{number} = {log.search!r}" for number, log in enumerate(logs, 1))
+    raise LogError(f"the trace has no search {wanted!r}; it has {names}")
+
+
+def _log_json(log: Log) -> dict[str, object]:
+    from tts_agent.trace.statistics import statistics
+    from tts_agent.tree import ThoughtTree
+
+    tree, opened = ThoughtTree(log.events), log.opened
+    chosen = tree.chosen
+    return {
+        "search": log.search,
+        "cut": log.cut,
+        "strategy": opened.strategy,
+        "settings": opened.settings,
+        "budget": opened.budget,
+        "seed": opened.seed,
+        "engine": opened.engine,
+        "verifier": opened.verifier,
+        "root": opened.root_text,
+        "stop": chosen.stop if chosen else None,
+        "limit": chosen.limit if chosen else None,
+        "chosen": [thought.id for thought in tree.path(chosen.thought)]
+        if chosen and chosen.thought is not None
+        else [],
+        "statistics": statistics(log.events, tree).to_json(),
+        "thoughts": tree.to_json(),
+    }
+
+
+# --- demo
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.description = "A LangGraph agent solves a puzzle by search, then searches are compared at equal compute."
+    parser.add_argument("--puzzles", type=int, metavar="N", help="puzzles of each kind (by default 200 and 100)")
+    parser.add_argument("--seed", type=int, default=0, help="which puzzle the agent plays, and all sampling (0)")
+    parser.add_argument(
+        "--out", metavar="FILE", default="demo-trace.jsonl", help="the agent's trace (demo-trace.jsonl)"
+    )
+    parser.add_argument(
+        "--engine", metavar="URL", default="embedded://pocket", help="embedded://FOLDER of such a planner"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from tts_agent.demo import run
+
+    result = run(engine=options.engine, puzzles=options.puzzles, seed=options.seed, out=options.out)
+    if options.json:
+        print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,196 @@
+"""A search's log as a file of JSON Lines: written chunk by chunk, read back, resumed."""
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tts_agent.errors import LogError
+from tts_agent.events import Chosen, Event, Opened, from_json, to_json
+
+_HEAD = b'{"search": '
+"""How every line of a trace begins."""
+_BLOCK = 65536
+
+_writing = threading.Lock()
+"""Held while a trace is written, so that recorders side by side never see each other's half lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """One search of a trace. `cut` names what is missing at its end; empty if it is there to the decision.
+
+    `events` are whole and in order, so a search that was cut can be resumed from them.
+    """
+
+    search: str
+    events: tuple[Event, ...]
+    cut: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return not self.cut
+
+    @property
+    def opened(self) -> Opened:
+        """The event that says what the search is: root, strategy, budget, seed."""
+        first = self.events[0]
+        assert isinstance(first, Opened)
+        return first
+
+
+class Recorder:
+    """A journal that appends chunks of a search's log to the file `path`, one event a line, texts included.
+
+    A chunk is on the disk when `append` returns. Several searches may go to one file, one after the other or, in one
+    process, side by side under different names; every line carries the name of its search. A recorder whose first
+    chunk does not open a search continues `search`, by default the last one of the file, so
+    `search(..., log=read(path)[-1].events, journal=Recorder(path))` resumes what was killed.
+    """
+
+    def __init__(self, path: str | Path, *, search: str | None = None) -> None:
+        self.path = Path(path)
+        self._search = search
+        self._ready = False
+
+    async def append(self, chunk: Sequence[Event]) -> None:
+        """Write `chunk`. Raises `LogError` where the file cannot be written, or there is no search to continue."""
+        if chunk:
+            # NOTE: in a thread, because a disk may take its time over fsync and the searches must not wait for it.
+            await asyncio.to_thread(self._write, tuple(chunk))
+
+    def _write(self, chunk: tuple[Event, ...]) -> None:
+        try:
+            with _writing:
+                if not self._ready:
+                    self._prepare(chunk[0])
+                lines = "".join(self._line(event) for event in chunk).encode()
+                with open(self.path, "ab") as file:
+                    file.write(lines)
+                    file.flush()
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise LogError(f"trace {str(self.path)!r} cannot be written: {error}; choose another path") from error
+
+    def _prepare(self, first: Event) -> None:
+        """Drop the half line that a kill may have left, and find the search to continue."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        whole = _whole_bytes(self.path) if self.path.exists() else 0
+        if self._search is None and not isinstance(first, Opened):
+            if not whole:
+                raise LogError(f"trace {str(self.path)!r} has no search that {first.kind!r} could continue")
+            self._search = read(self.path)[-1].search
+        if self.path.exists() and whole < self.path.stat().st_size:
+            os.truncate(self.path, whole)
+        self._ready = True
+
+    def _line(self, event: Event) -> str:
+        if isinstance(event, Opened):
+            self._search = event.search
+        return json.dumps({"search": self._search, **to_json(event)}, ensure_ascii=False) + "\n"
+
+
+def _whole_bytes(path: Path) -> int:
+    """Bytes up to the last newline. Raises `LogError` for a file that is no trace: it would be damaged."""
+    with open(path, "rb") as file:
+        if not _HEAD.startswith(head := file.read(len(_HEAD))):
+            raise _not_a_trace(path)
+        end = file.seek(0, os.SEEK_END) if head else 0
+        while end > 0:
+            begin = max(end - _BLOCK, 0)
+            file.seek(begin)
+            newline = file.read(end - begin).rfind(b"\n")
+            if newline >= 0:
+                return begin + newline + 1
+            end = begin
+        return 0
+
+
+def remove(path: str | Path) -> None:
+    """Delete the trace `path`, if there is one. Raises `LogError` for a file that is no trace."""
+    path = Path(path)
+    try:
+        if path.exists():
+            _whole_bytes(path)
+            path.unlink()
+    except OSError as error:
+        raise LogError(f"trace {str(path)!r} cannot be replaced: {error.strerror}; choose another path") from error
+
+
+def _not_a_trace(path: Path) -> LogError:
+    return LogError(f"{str(path)!r} is not a trace; give a file that a Recorder or 'tts-agent demo' wrote")
+
+
+def read(path: str | Path) -> list[Log]:
+    """The searches of a trace, in the order they were opened; a name opened twice gives two logs.
+
+    A file that ends in the middle of a line, or a search that ends before its decision, is returned as far as it is
+    whole, and `Log.cut` names what is missing. Raises `LogError` for a file that cannot be read, is no trace or of
+    another version, or is damaged before its end.
+    """
+    path = Path(path)
+    try:
+        *lines, half = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise LogError(
+            f"trace {str(path)!r} cannot be read: {error.strerror}; give the path of a trace file"
+        ) from error
+    first = lines[0] if lines else half
+    if not (first.startswith(_HEAD) or _HEAD.startswith(first)):
+        raise _not_a_trace(path)
+    if not lines:
+        what = "was cut in its first line" if half else "is empty"
+        raise LogError(f"trace {str(path)!r} {what}; run the search again")
+    return _logs(path, lines, bool(half))
+
+
+def _logs(path: Path, lines: list[bytes], half: bool) -> list[Log]:
+    opened: list[_Open] = []
+    current: dict[str, _Open] = {}
+    for number, line in enumerate(lines, 1):
+        name, event = _event(path, number, line)
+        if isinstance(event, Opened):
+            current[name] = _Open(name, [])
+            opened.append(current[name])
+        elif name not in current:
+            raise LogError(f"trace {str(path)!r}, line {number}: search {name!r} was never opened")
+        current[name].events.append(event)
+        current[name].line = number
+    return [entry.log(len(lines), half) for entry in opened]
+
+
+@dataclass(slots=True)
+class _Open:
+    """A search while its trace is read; `line` is where its last event stands."""
+
+    search: str
+    events: list[Event]
+    line: int = 0
+
+    def log(self, lines: int, half: bool) -> Log:
+        cut = ""
+        if not isinstance(self.events[-1], Chosen):
+            cut = f"the log ends before the decision, after {self.events[-1].kind!r} in line {self.line}"
+            # Whose line it was cannot be read any more; the search that wrote last is the likely one.
+            if half and self.line == lines:
+                cut += f"; line {lines + 1} is cut in the middle"
+        return Log(self.search, tuple(self.events), cut)
+
+
+def _event(path: Path, number: int, line: bytes) -> tuple[str, Event]:
+    try:
+        data: dict[str, Any] = json.loads(line)
+        name = data["search"]
+        if data["kind"] != Opened.kind:
+            del data["search"]
+        return name, from_json(data)
+    except LogError as error:
+        raise LogError(f"trace {str(path)!r}, line {number}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise LogError(
+            f"trace {str(path)!r}, line {number} is damaged: {error!r}; the lines before it are still good"
+        ) from error
