@@ -41,11 +41,19 @@ class Request:
         return bool(self.observations) and predicted and self.task.root == last.prefix
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """There is nothing left to decide: what the agent says at its end. `solved` is None where nobody can tell."""
+
+    text: str
+    solved: bool | None = None
+
+
 class Dialect(Protocol):
     """One model family's way to read messages and to write decisions. Pure: no engine call, no clock."""
 
-    def request(self, messages: Sequence["AnyMessage"], last: Decided | None) -> "Request | AIMessage":
-        """What to search for after `messages`, or the answer itself if there is nothing left to decide.
+    def request(self, messages: Sequence["AnyMessage"], last: Decided | None) -> Request | Answer:
+        """What to search for after `messages`, or the answer if there is nothing left to decide.
 
         `last` is the decision that the newest AI message carries, None at the first step of a run or if the history
         was changed by others. What is new since then extends `last.prefix` where it can; ids are never made again

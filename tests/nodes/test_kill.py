@@ -1,0 +1,121 @@
+"""A planning node killed with SIGKILL goes on from its SQLite checkpoint."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+from langchain_core.messages import HumanMessage
+from langgraph.checkpoint.sqlite import SqliteSaver
+
+from tests.nodes.world import BUDGET, STRATEGIES, make_engine, make_graph
+from tts_agent import Ledger, ThoughtTree, Usage
+from tts_agent.budget import NOTHING, Amounts
+from tts_agent.events import Chosen, Sampled, log_from_json
+from tts_agent.nodes.loop import run_sync
+from tts_agent.search.driver import thought_seed
+from tts_agent.search.state import SearchState
+from tts_agent.trace.recorder import Log, read
+from tts_agent.usage import total_usage
+
+ROOT = Path(__file__).parents[2]
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def start(folder: Path, strategy: str, seed: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.nodes.victim", str(folder), strategy, str(seed)]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)
+
+
+def kill_after(process: subprocess.Popen[bytes], folder: Path, answers: int, pause: float) -> None:
+    """SIGKILL the process `pause` seconds after its engine gave `answers` answers; it may have ended by then."""
+    before = len(lines(folder / "engine.jsonl"))
+    while process.poll() is None and len(lines(folder / "engine.jsonl")) < before + answers:
+        time.sleep(0.001)
+    time.sleep(pause)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def durable_seeds(folder: Path, seed: int) -> set[str]:
+    """Seeds of the samples whose results lie in the checkpoint."""
+    if not (folder / "checkpoints.db").exists():
+        return set()
+    decode = make_engine().decode
+    with SqliteSaver.from_conn_string(str(folder / "checkpoints.db")) as saver:
+        writes = [write for saved in saver.list(None) for write in saved.pending_writes or ()]
+    chunks = {value["after"]: value for _, _, value in writes if isinstance(value, dict) and "after" in value}
+    seeds, tip = set(), ""
+    while tip in chunks:
+        for event in log_from_json(chunks[tip]["events"], decode):
+            if isinstance(event, Sampled):
+                seeds.add(str(thought_seed(seed, event.thought.id)))
+        tip = chunks[tip]["id"]
+    return seeds
+
+
+def spent(folder: Path) -> Usage:
+    """All that the engines of all processes computed, by their own record."""
+    return total_usage(Usage.from_json(json.loads(line)) for line in lines(folder / "engine.jsonl"))
+
+
+def whole_run(folder: Path, strategy: str, seed: int) -> Log:
+    """The log of the same search, never interrupted."""
+    engine = make_engine(record=folder / "engine.jsonl")
+    trace = folder / "trace.jsonl"
+    graph = make_graph(engine, strategy=STRATEGIES[strategy], solvable=seed % 2 == 0, seed=seed, trace=trace)
+    graph.compile().invoke({"messages": [HumanMessage("go")]})
+    (log,) = read(trace)
+    run_sync(engine.aclose())
+    return log
+
+
+def kill_and_resume(folder: Path, strategy: str, seed: int, rng: Random) -> None:
+    """Kill once or twice at random, resume to the end, and check the account and the tree."""
+    (folder / "whole").mkdir()
+    whole = whole_run(folder / "whole", strategy, seed)
+    answers = len(lines(folder / "whole" / "engine.jsonl"))
+    for _ in range(rng.choice((1, 1, 2))):
+        kill_after(start(folder, strategy, seed), folder, rng.randrange(answers), rng.random() * 0.01)
+    durable, asked = durable_seeds(folder, seed), len(lines(folder / "heard.txt"))
+    assert start(folder, strategy, seed).wait(60) == 0
+
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    again = {line.split()[1] for line in lines(folder / "heard.txt")[asked:]}
+    assert not durable & again
+    log = [log for log in read(folder / "trace.jsonl") if log.complete][-1]
+    assert ThoughtTree(log.events).to_json() == ThoughtTree(whole.events).to_json()
+    assert result["outcome"]["stop"] == chosen(whole).stop == chosen(log).stop
+    assert chosen(log).thought == chosen(whole).thought
+
+    totals, used = result["totals"], Amounts.of(spent(folder))
+    charged = Amounts.of(Usage.from_json(totals["usage"])).plus(Amounts(**totals["lost"]))
+    for unit, limit, engine, account in zip(Amounts._fields, BUDGET.limits, used, charged, strict=True):
+        assert limit is None or engine <= account <= limit, unit
+    ledger = Ledger(BUDGET)
+    SearchState(STRATEGIES[strategy], ledger, judged=True, events=log.events)
+    assert ledger.reserved == NOTHING
+
+
+def chosen(log: Log) -> Chosen:
+    last = log.events[-1]
+    assert isinstance(last, Chosen)
+    return last
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_killed_at_a_random_moment_the_step_goes_on_as_if_nothing_had_happened(moment: int, tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, ("beam", "best_first")[moment % 2], moment, Random(moment))
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize("moment", range(4, 24))
+def test_killed_at_twenty_random_moments(moment: int, tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, ("beam", "best_first")[moment % 2], moment, Random(moment))

@@ -1,0 +1,34 @@
+"""Planning nodes and agents for LangGraph."""
+
+from tts_agent.nodes.act import make_act_node
+from tts_agent.nodes.agent import create_planning_agent, route, route_expanded, route_selected
+from tts_agent.nodes.plan import PlanNode, make_plan_node
+from tts_agent.nodes.stages import (
+    OutsideVerifier,
+    StageNode,
+    judge,
+    make_expand_node,
+    make_select_node,
+    make_verify_node,
+    unjudged,
+)
+from tts_agent.nodes.state import PlanState, StagedState
+
+__all__ = (
+    "OutsideVerifier",
+    "PlanNode",
+    "PlanState",
+    "StageNode",
+    "StagedState",
+    "create_planning_agent",
+    "judge",
+    "make_act_node",
+    "make_expand_node",
+    "make_plan_node",
+    "make_select_node",
+    "make_verify_node",
+    "route",
+    "route_expanded",
+    "route_selected",
+    "unjudged",
+)

@@ -1,0 +1,82 @@
+"""An agent that plans by search and acts with tools."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+from langchain_core.tools import BaseTool
+from langgraph.graph import END, START, StateGraph
+from langgraph.prebuilt import ToolNode
+
+from tts_agent.dialect import Dialect
+from tts_agent.engines.base import Engine
+from tts_agent.errors import ConfigError
+from tts_agent.nodes.act import make_act_node
+from tts_agent.nodes.plan import PlanNode, make_plan_node
+from tts_agent.nodes.planner import Settings
+from tts_agent.nodes.stages import make_expand_node, make_select_node, make_verify_node
+from tts_agent.nodes.state import PlanState, StagedState, newest_tool_calls
+
+
+def route(state: Mapping[str, Any]) -> Literal["act", "__end__"]:
+    """`"act"` if the newest message asks for tools, else the end: an answer was given, or there is no decision."""
+    return "act" if newest_tool_calls(state["messages"]) else "__end__"
+
+
+def route_expanded(state: Mapping[str, Any]) -> Literal["verify", "__end__"]:
+    """After `expand`: on to `"verify"`, or to the end if there was nothing left to decide."""
+    return "verify" if state.get("search") else "__end__"
+
+
+def route_selected(state: Mapping[str, Any]) -> Literal["expand", "act", "__end__"]:
+    """After `select`: another round while the search is under way, else as `route`."""
+    return "expand" if state.get("search") else route(state)
+
+
+def create_planning_agent(
+    engine: Engine,
+    *,
+    dialect: Dialect,
+    tools: Sequence[BaseTool | Callable[..., Any]],
+    staged: bool = False,
+    trace: str | Path | None = None,
+    grant: float | None = None,
+    flush_events: int | None = None,
+    flush_seconds: float | None = None,
+    **settings: Unpack[Settings],
+) -> StateGraph[Any, None, Any, Any]:
+    """A graph that plans, acts, and plans again, until the planner answers without tools or has no decision.
+
+    The planning step is one node, named by `settings["name"]` ("plan"), or, if `staged`, the nodes `expand`, `verify`
+    and `select`. The other arguments are those of `make_plan_node`; the stages know no grants and no flushes, because
+    each is durable when it ends. The graph is not compiled: `.compile(checkpointer=...)` is the caller's.
+    """
+    journal = {"grant": grant, "flush_events": flush_events, "flush_seconds": flush_seconds}
+    given: dict[str, Any] = {name: value for name, value in journal.items() if value is not None}
+    if not staged:
+        plan = make_plan_node(engine, dialect=dialect, trace=trace, **given, **settings)
+        return _single(plan, make_act_node(tools))
+    if given:
+        raise ConfigError(f"{sorted(given)!r} have no effect on a staged agent; leave them out")
+    graph = StateGraph(StagedState)
+    graph.add_node("expand", make_expand_node(engine, dialect=dialect, **settings))
+    graph.add_node("verify", make_verify_node(engine, dialect=dialect, **settings))
+    graph.add_node("select", make_select_node(engine, dialect=dialect, trace=trace, **settings))
+    graph.add_node("act", make_act_node(tools))
+    graph.add_edge(START, "expand")
+    graph.add_conditional_edges("expand", route_expanded, ["verify", END])
+    graph.add_edge("verify", "select")
+    graph.add_conditional_edges("select", route_selected, ["expand", "act", END])
+    graph.add_edge("act", "expand")
+    return graph
+
+
+def _single(plan: PlanNode, act: ToolNode) -> StateGraph[Any, None, Any, Any]:
+    graph = StateGraph(PlanState)
+    name = plan.planner.name
+    graph.add_node(name, plan)
+    graph.add_node("act", act)
+    graph.add_edge(START, name)
+    graph.add_conditional_edges(name, route, ["act", END])
+    graph.add_edge("act", name)
+    return graph

@@ -1,0 +1,184 @@
+"""One planning step: what to search for, in which account, and what becomes of the result."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+from uuid import uuid4
+
+from langchain_core.messages import AIMessage
+
+from tts_agent.budget import Amounts, Budget, Ledger
+from tts_agent.dialect import Answer, Decided, Dialect, Request
+from tts_agent.engines.base import Engine, sample_bound
+from tts_agent.errors import ConfigError
+from tts_agent.events import Carried, Event
+from tts_agent.nodes.state import Memory, Update, subtree, summary
+from tts_agent.outcome import Outcome
+from tts_agent.search import Search, make_strategy
+from tts_agent.search.base import Strategy
+from tts_agent.search.driver import thought_seed
+from tts_agent.thought import StopReason, Verdict
+from tts_agent.usage import Prices
+from tts_agent.verifiers.base import Verifier
+
+
+class Settings(TypedDict, total=False):
+    """Settings that every planning node takes, with the defaults of `Planner`.
+
+    * `strategy`: which thoughts to grow, by name or as an object.
+    * `verifier`: how good a branch is.
+    * `budget` limits each planning step, `run_budget` all steps of a run together. A run begins with a message of a
+      human. `prices` are needed for limits in dollars.
+    * `seed`: the same seed gives the same samples, step by step.
+    * `barrier`: wait for all that is under way before anything is handled, so that the tree depends on the seed alone.
+    * `name`: what the searches are called in traces, followed by the number of the step.
+    """
+
+    strategy: str | Strategy[Any]
+    verifier: Verifier | None
+    budget: Budget | None
+    run_budget: Budget | None
+    prices: Prices | None
+    seed: int
+    barrier: bool
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A planning step that is to be searched."""
+
+    request: Request
+    memory: Memory
+    ledger: Ledger
+    carried: tuple[Carried, ...]
+
+    @property
+    def number(self) -> int:
+        """Planning steps of the run are counted from 1."""
+        return self.memory.step + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """Settings of planning (see `Settings`), and the two ends of a step: `begin` and `finish`."""
+
+    engine: Engine
+    dialect: Dialect
+    strategy: str | Strategy[Any] = "best_first"
+    verifier: Verifier | None = None
+    budget: Budget | None = None
+    run_budget: Budget | None = None
+    prices: Prices | None = None
+    seed: int = 0
+    barrier: bool = False
+    name: str = "plan"
+    made: Strategy[Any] = field(init=False)
+
+    @classmethod
+    def of(cls, engine: Engine, dialect: Dialect, settings: Settings) -> "Planner":
+        """The planner with `settings`. Raises `ConfigError` for unknown ones, and for what cannot work."""
+        if unknown := sorted(set(settings) - set(Settings.__annotations__)):
+            raise ConfigError(f"unknown settings {unknown!r}; known: {', '.join(Settings.__annotations__)}")
+        return cls(engine=engine, dialect=dialect, **settings)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "made", make_strategy(self.strategy))
+        ledger = self._ledger(Memory(), ())  # raises at once for a limit in dollars without prices
+        if not self.made.bounded and all(limit is None for limit in (*ledger.limits(), ledger.seconds_left())):
+            raise ConfigError(
+                f"strategy {self.made.name!r} of node {self.name!r} goes on until a budget stops it; there is none: "
+                "set budget=Budget(...) for each step or run_budget=Budget(...) for the run"
+            )
+
+    # --- the beginning
+
+    def begin(self, state: Mapping[str, Any]) -> Step | Update:
+        """The step that `state` asks for; the state's update itself if there is nothing to search."""
+        memory = Memory.read(state, self.engine.decode)
+        request = self.dialect.request(state["messages"], memory.decided)
+        if isinstance(request, Answer):
+            return self._answer(memory, request)
+        continues = memory.decided is not None and request.continues(memory.decided)
+        carried = memory.subtree if continues else ()
+        step = Step(request, memory, self._ledger(memory, carried), carried)
+        if step.number > 1 and (unit := self._short(step)):
+            # NOTE: a first step that nothing can be searched in is a wrong setting, which the search itself reports.
+            return self.finish(step, Outcome((), StopReason.BUDGET, unit, cut=f"the {unit} limit left no step"))
+        return step
+
+    def _ledger(self, memory: Memory, carried: Sequence[Carried]) -> Ledger:
+        """The step's account, inside the run's, which is charged with all steps before."""
+        run = Ledger(self.run_budget, name="run", prices=self.prices)
+        run.write_off(Amounts.of(run.priced(memory.totals.usage)).plus(memory.totals.lost))
+        run.elapse(memory.totals.usage.seconds)
+        budget = self.budget or Budget()
+        if any(event.thought.status in ("open", "complete", "solved") for event in carried):
+            budget = budget.override({"commit_tokens": 0})  # what was carried over is a decision already
+        return run.scope(budget, name="step")
+
+    def _short(self, step: Step) -> str | None:
+        """The unit of which too little is left for the decision that must be paid for in any case."""
+        tokens = step.ledger.budget.commit_tokens
+        tokens = step.request.task.thought.max_tokens if tokens is None else tokens
+        if not tokens:
+            return None
+        return step.ledger.refuses(sample_bound(self.engine.capabilities, len(step.request.task.root), 1, tokens))
+
+    # --- the search
+
+    def search(self, step: Step, log: Sequence[Event], *, grant: float | None = None, killed: bool = True) -> Search:
+        """The search of `step`, resumed from `log` if it is not empty."""
+        return Search(
+            self.engine,
+            step.request.task,
+            self.made,
+            verifier=self.verifier,
+            ledger=step.ledger,
+            seed=self.seed if step.number == 1 else thought_seed(self.seed, -step.number),
+            search=f"{self.name}/{step.number}",
+            carried=step.carried,
+            log=log,
+            grant=grant,
+            barrier=self.barrier,
+            killed=killed,
+        )
+
+    # --- the end
+
+    def finish(self, step: Step, outcome: Outcome) -> Update:
+        """The update of the state: the decision as a message, and what the next step needs."""
+        totals = step.memory.totals.plus(outcome)
+        decision = outcome.decision
+        if decision is None:
+            memory = Memory(step.number, step.memory.message, totals=totals)
+            return self._update([], memory, summary(outcome), carried=bool(step.carried))
+        message = self.dialect.decide(decision)
+        verdict = outcome.tree.verdicts.get(decision.id)
+        score = verdict.score if isinstance(verdict, Verdict) else None
+        message = self._signed(message, outcome, score)
+        decided = Decided(outcome.tree.prefix(decision.id), decision)
+        memory = Memory(step.number, str(message.id), decided, subtree(outcome.tree, decision), totals)
+        return self._update([message], memory, summary(outcome), carried=bool(step.carried))
+
+    def _answer(self, memory: Memory, answer: Answer) -> Update:
+        outcome = Outcome((), StopReason.CONVERGED)
+        message = self._signed(AIMessage(answer.text), outcome, None)
+        after = Memory(memory.step + 1, str(message.id), totals=memory.totals)
+        note = {**summary(outcome), "decision": answer.text, "solved": answer.solved}
+        return self._update([message], after, note, carried=False)
+
+    @staticmethod
+    def _signed(message: AIMessage, outcome: Outcome, score: float | None) -> AIMessage:
+        note = {"stop": outcome.stop.value, "limit": outcome.limit, "usage": outcome.usage.to_json(), "score": score}
+        metadata = {**message.response_metadata, "tts": note}
+        return message.model_copy(update={"id": message.id or f"tts-{uuid4().hex}", "response_metadata": metadata})
+
+    def _update(
+        self, messages: list[AIMessage], memory: Memory, outcome: dict[str, Any], *, carried: bool
+    ) -> Update:
+        return {
+            "messages": messages,
+            "tts": {**memory.write(self.engine.decode), "outcome": outcome, "carried": carried},
+        }
+

@@ -1,0 +1,150 @@
+"""What planning keeps in a graph's state: messages, and plain JSON of the last planning step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, NotRequired, TypedDict
+
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langgraph.channels import DeltaChannel
+from langgraph.graph.message import add_messages
+
+from tts_agent.budget import NOTHING, Amounts
+from tts_agent.dialect import Decided
+from tts_agent.errors import LogError
+from tts_agent.events import Carried, Decode, Sampled, from_json, log_from_json, log_to_json, to_json
+from tts_agent.outcome import Outcome
+from tts_agent.prefix import Prefix, pack_ids, unpack_ids
+from tts_agent.thought import Thought
+from tts_agent.tree import ThoughtTree
+from tts_agent.usage import ZERO, Usage
+
+VERSION = 1
+"""Version of the `tts` key. Another one is refused."""
+
+
+Update = dict[str, Any]
+"""What a node returns: new values for some keys of the state."""
+
+
+class PlanState(TypedDict):
+    """State of a planning agent. Any state with these two keys will do.
+
+    `tts` is replaced by every planning step: never more than one step is kept. Of interest to readers are
+    `tts["outcome"]` (decision, stop, limit, solved, usage, lost, thoughts, cut), `tts["carried"]` (whether that
+    step's search began with the subtree of the step before), `tts["step"]` and `tts["totals"]` (the run so far).
+    """
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    tts: NotRequired[dict[str, Any]]
+
+
+def append_or_clear(log: list[Any], writes: Sequence[list[Any] | None]) -> list[Any]:
+    """Reducer of a search's log: a list of events is appended, None begins an empty log."""
+    for write in writes:
+        log = [] if write is None else [*log, *write]
+    return log
+
+
+class StagedState(PlanState):
+    """State of a planning agent whose search is spread over nodes.
+
+    `search` is the log of the search under way, as JSON of events, empty between planning steps. Only what each stage
+    adds is stored, not the log anew.
+    """
+
+    search: Annotated[list[dict[str, Any]], DeltaChannel(append_or_clear)]
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a run has used, over all its planning steps."""
+
+    usage: Usage = ZERO
+    lost: Amounts = NOTHING
+
+    def plus(self, outcome: Outcome) -> "Totals":
+        return Totals(self.usage + outcome.usage, self.lost.plus(Amounts(**outcome.lost)))
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a planning step leaves to the next.
+
+    `message` is the id of the AI message that carries the decision; if it is not the newest any more, a new run began
+    or others changed the history, and the memory is void. `subtree` is what was found below the decision.
+    """
+
+    step: int = 0
+    message: str = ""
+    decided: Decided | None = None
+    subtree: tuple[Carried, ...] = ()
+    totals: Totals = field(default_factory=Totals)
+
+    @classmethod
+    def read(cls, state: Mapping[str, Any], decode: Decode) -> "Memory":
+        """The memory in `state`; an empty one where its message is not the newest that an AI or a human wrote.
+
+        Raises `LogError` if another version of this package wrote it.
+        """
+        data = state.get("tts")
+        if not data:
+            return cls()
+        if data.get("version") != VERSION:
+            raise LogError(f"this state has tts version {data.get('version')!r}; this release reads version {VERSION}")
+        newest = next((m for m in reversed(state["messages"]) if isinstance(m, (AIMessage, HumanMessage))), None)
+        if newest is None or newest.id != data["message"] or "decided" not in data:
+            return cls()
+        sampled = from_json(data["decided"], decode)
+        assert isinstance(sampled, Sampled)
+        carried = log_from_json(data["subtree"], decode)
+        return cls(
+            step=data["step"],
+            message=data["message"],
+            decided=Decided(Prefix(unpack_ids(data["prefix"])), sampled.thought),
+            subtree=tuple(event for event in carried if isinstance(event, Carried)),
+            totals=Totals(
+                Usage.from_json(data["totals"].get("usage", {})), Amounts(**data["totals"].get("lost", {}))
+            ),
+        )
+
+    def write(self, decode: Decode) -> dict[str, Any]:
+        """The memory as plain JSON, token ids packed and texts left out where they follow from the ids."""
+        data: dict[str, Any] = {
+            "version": VERSION,
+            "step": self.step,
+            "message": self.message,
+            "totals": {"usage": self.totals.usage.to_json(), "lost": self.totals.lost.to_json()},
+        }
+        if self.decided is not None:
+            data["prefix"] = pack_ids(self.decided.prefix.ids)
+            data["decided"] = to_json(Sampled(self.decided.thought), decode)
+            data["subtree"] = log_to_json(self.subtree, decode)
+        return data
+
+
+def subtree(tree: ThoughtTree, decision: Thought) -> tuple[Carried, ...]:
+    """What `tree` holds below `decision`, numbered anew, to be carried over to the next step."""
+    return tuple(
+        Carried(replace(carry.thought, id=carry.id, parent=carry.parent), carry.verdict)
+        for carry in tree.subtree(decision.id)
+    )
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as plain JSON, without the tree."""
+    decision = outcome.decision
+    return {
+        "decision": None if decision is None else decision.text,
+        "stop": outcome.stop.value,
+        "limit": outcome.limit,
+        "solved": outcome.solved,
+        "usage": outcome.usage.to_json(),
+        "lost": outcome.lost,
+        "thoughts": len(outcome.tree),
+        "cut": outcome.cut,
+    }
+
+
+def newest_tool_calls(messages: Sequence[AnyMessage]) -> bool:
+    """Whether the newest message asks for tools."""
+    return bool(messages) and isinstance(messages[-1], AIMessage) and bool(messages[-1].tool_calls)
