@@ -1,0 +1,131 @@
+"""The shipped folder: small, complete, and the same in Hugging Face's classes as in the training code."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from training.measure import Walk, area, measure, verdicts
+from training.network import Planner, Shape, load_folder, rotation, save_folder
+from training.packing import prompt_ids
+from training.sampling import sample
+from training.solver import Solver
+from training.train import Recipe, train
+from training.vocabulary import IMPOSSIBLE, QUESTION, SURE, TOKENS
+from tts_agent.pocket import model_folder
+from tts_agent.pocket.countdown import Puzzle, prompt_text
+from tts_agent.pocket.puzzles import load
+
+TRACE = "nums: 8 5 3 1 target: 24\n8*3=24 left: 24 5 1\n24/1=24 left: 24 5\n24+5=29 left: 29\n"
+FOLDER = model_folder()
+
+
+@pytest.fixture(scope="module")
+def planner() -> Planner:
+    return load_folder(FOLDER)
+
+
+def causal(length: int) -> torch.Tensor:
+    return torch.zeros(length, length).masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
+
+
+def test_the_folder_is_small_and_has_a_card() -> None:
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 6_000_000
+    assert "countdown5" in (FOLDER / "CARD.md").read_text(encoding="utf-8")
+    config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["tie_word_embeddings"] is True
+    assert config["bos_token_id"] is None
+    assert config["vocab_size"] == len(TOKENS)
+
+
+def test_the_tokenizer_gives_ids_back_exactly() -> None:
+    plain, auto = Tokenizer.from_file(str(FOLDER / "tokenizer.json")), AutoTokenizer.from_pretrained(FOLDER)
+    ids = plain.encode(TRACE).ids
+    assert auto(TRACE)["input_ids"] == ids
+    assert plain.decode(ids) == auto.decode(ids) == TRACE
+    everything = list(range(len(TOKENS)))
+    assert plain.encode(plain.decode(everything, skip_special_tokens=False)).ids == everything
+    assert plain.encode("8 * 3 = 24  left: 24 5 1 \n").ids == plain.encode("8*3=24 left: 24 5 1\n").ids
+    assert plain.encode("?sure").ids == [QUESTION, SURE]
+    assert auto.eos_token == "<eos>"
+    assert auto.bos_token is None
+
+
+def test_hugging_face_computes_the_same_logits(planner: Planner) -> None:
+    ids = torch.tensor([Tokenizer.from_file(str(FOLDER / "tokenizer.json")).encode(TRACE).ids])
+    length = ids.shape[1]
+    with torch.no_grad():
+        reference = AutoModelForCausalLM.from_pretrained(FOLDER)(ids).logits
+        ours = planner(ids, rotation(planner.shape, torch.arange(length)), causal(length))
+    torch.testing.assert_close(ours, reference, rtol=0, atol=1e-4)
+
+
+def test_saved_weights_come_back(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    made = Planner(Shape(width=32, layers=1, heads=2, inner=48))
+    save_folder(made, tmp_path)
+    again = load_folder(tmp_path)
+    for name, weight in made.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def test_cached_sampling_is_what_hugging_face_generates(planner: Planner) -> None:
+    puzzles = load("countdown4", "dev")[:4]
+    written = sample(planner, puzzles, temperature=0, generator=torch.Generator())
+    reference = AutoModelForCausalLM.from_pretrained(FOLDER)
+    for puzzle, ids in zip(puzzles, written, strict=True):
+        prompt = torch.tensor([prompt_ids(puzzle)])
+        attention = torch.ones_like(prompt)
+        made = reference.generate(prompt, attention_mask=attention, max_new_tokens=len(ids), do_sample=False)
+        assert made[0, prompt.shape[1] :].tolist() == ids
+
+
+def test_verdicts_tell_a_finished_puzzle_from_a_lost_one(planner: Planner) -> None:
+    codec = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    won = codec.encode("nums: 12 2 target: 24\n12*2=24 left: 24\n").ids
+    lost = codec.encode("nums: 12 2 target: 24\n12+2=14 left: 14\n").ids
+    wrong = codec.encode("nums: 12 2 target: 24\n12+2=24 left: 24\n").ids
+    answers = [sure - impossible for sure, impossible in verdicts(planner, [won, lost, wrong])]
+    assert answers[0] > 0 > max(answers[1:])
+
+
+def test_the_two_answers_take_nearly_all_the_probability(planner: Planner) -> None:
+    prompts = [prompt_ids(puzzle) for puzzle in load("countdown5", "dev")[:50]]
+    for sure, impossible in verdicts(planner, prompts):
+        assert torch.tensor([sure, impossible]).exp().sum() > 0.99
+
+
+def test_the_planner_plans(planner: Planner) -> None:
+    report = measure(planner, load("game24", "dev"), Solver(), samples=8)
+    assert report["pass@8"] > 0.3
+    assert report["legal steps"] > 0.9
+    assert report["verdict area, legal"] > 0.9
+
+
+def test_walks_stop_at_the_first_fault() -> None:
+    codec = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    puzzle = Puzzle((8, 5, 3, 1), 24)
+    good = codec.encode(TRACE.removeprefix(prompt_text(puzzle))).ids
+    assert [step.op for step in Walk(puzzle, good).steps] == ["*", "/", "+"]
+    assert not Walk(puzzle, good).solved
+    bad = Walk(puzzle, codec.encode("8*3=25 left: 25 5 1\n").ids)
+    assert bad.faulty and bad.illegal is not None and not bad.steps
+    assert Walk(puzzle, [SURE, IMPOSSIBLE, codec.token_to_id("\n")]).faulty
+
+
+def test_area_counts_ordered_pairs() -> None:
+    assert area([(True, 2.0), (False, 1.0), (True, 0.0), (False, -1.0)]) == 0.75
+
+
+def test_training_gives_equal_weights_twice(tmp_path: Path) -> None:
+    recipe = Recipe(shape=Shape(width=32, layers=1, heads=2, inner=48), steps=4, batch=8, warmup=1)
+    first, second = (
+        train(recipe, tmp_path / name, compiled=False, report_every=2, save_every=100) for name in ("a", "b")
+    )
+    for name, weight in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], weight, rtol=0, atol=0)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "a").num_parameters() < 30_000

@@ -1,0 +1,1 @@
+"""How the pocket planner was made: exact solver, traces, training, measurement."""

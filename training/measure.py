@@ -1,0 +1,140 @@
+"""What a planner can do, measured on puzzles it has not seen.
+
+``python -m training.measure [FOLDER]`` prints the dev numbers of the card. The held-out split is for the benchmarks.
+"""
+
+import argparse
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from training.network import Planner, load_folder, rotation
+from training.packing import line_ids, prompt_ids
+from training.sampling import sample, steps_of
+from training.solver import Solver
+from training.vocabulary import IMPOSSIBLE, QUESTION, SURE
+from tts_agent.pocket.countdown import IllegalStep, Puzzle, Step, apply
+from tts_agent.pocket.puzzles import NAMES, load
+
+
+class Walk:
+    """A completion replayed by the rules: the legal steps before the first fault."""
+
+    def __init__(self, puzzle: Puzzle, ids: Sequence[int]) -> None:
+        self.puzzle = puzzle
+        self.steps: list[Step] = []
+        self.illegal: Step | None = None
+        self.faulty = False
+        numbers = puzzle.numbers
+        for step in steps_of(ids):
+            if step is None:
+                self.faulty = True
+                break
+            try:
+                numbers = apply(numbers, step)
+            except IllegalStep:
+                self.illegal, self.faulty = step, True
+                break
+            self.steps.append(step)
+        self.solved = not self.faulty and numbers == (puzzle.target,)
+
+
+@torch.no_grad()
+def verdicts(planner: Planner, prefixes: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
+    """Log-probabilities of (sure, impossible) after a question at the end of each prefix; equal lengths only."""
+    ids = torch.tensor([[*prefix, QUESTION] for prefix in prefixes])
+    length = ids.shape[1]
+    causal = torch.zeros(length, length).masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
+    logits = planner(ids, rotation(planner.shape, torch.arange(length)), causal)[:, -1]
+    found = logits.log_softmax(-1)[:, [SURE, IMPOSSIBLE]]
+    return [(sure, impossible) for sure, impossible in found.tolist()]
+
+
+def judged(planner: Planner, solver: Solver, walks: Sequence[Walk]) -> list[tuple[int, str, bool, float]]:
+    """(numbers left, legal or illegal, truth, log-odds of sure) for every line of the walks."""
+    asked: dict[int, list[tuple[list[int], int, str, bool]]] = {}
+    for walk in walks:
+        ids = prompt_ids(walk.puzzle)
+        for step in walk.steps:
+            ids = [*ids, *line_ids(step)]
+            truth = solver.solutions(step.left, walk.puzzle.target) > 0
+            asked.setdefault(len(ids), []).append((ids, len(step.left), "legal", truth))
+        if walk.illegal is not None:
+            ids = [*ids, *line_ids(walk.illegal)]
+            asked.setdefault(len(ids), []).append((ids, len(walk.illegal.left), "illegal", False))
+    found = []
+    for group in asked.values():
+        answers = verdicts(planner, [prefix for prefix, *_ in group])
+        for (_, left, kind, truth), (sure, impossible) in zip(group, answers, strict=True):
+            found.append((left, kind, truth, sure - impossible))
+    return found
+
+
+def area(scores: Sequence[tuple[bool, float]]) -> float:
+    """Area under the ROC curve: how often a winnable line scores above a lost one. nan with one class only."""
+    ranked = sorted(scores, key=lambda pair: pair[1])
+    lost = won = 0
+    better = 0
+    for truth, _ in ranked:
+        if truth:
+            won += 1
+            better += lost
+        else:
+            lost += 1
+    return better / (won * lost) if won and lost else float("nan")
+
+
+def measure(planner: Planner, puzzles: Sequence[Puzzle], solver: Solver, *, samples: int = 8) -> dict[str, float]:
+    """Solve rates, legality and verdict quality on puzzles of one size."""
+    generator = torch.Generator().manual_seed(0)
+    greedy = [
+        Walk(puzzle, ids)
+        for puzzle, ids in zip(puzzles, sample(planner, puzzles, temperature=0, generator=generator), strict=True)
+    ]
+    many = [puzzle for puzzle in puzzles for _ in range(samples)]
+    drawn = [
+        Walk(puzzle, ids)
+        for puzzle, ids in zip(many, sample(planner, many, temperature=1, generator=generator), strict=True)
+    ]
+    lines = judged(planner, solver, drawn)
+    legal = [(truth, score) for _, kind, truth, score in lines if kind == "legal"]
+    illegal = [score for _, kind, _, score in lines if kind == "illegal"]
+    everything = [(truth, score) for _, _, truth, score in lines]
+    count = len(puzzles)
+    return {
+        "greedy": sum(walk.solved for walk in greedy) / count,
+        "pass@1": sum(walk.solved for walk in drawn) / len(drawn),
+        f"pass@{samples}": sum(
+            any(walk.solved for walk in drawn[start : start + samples]) for start in range(0, len(drawn), samples)
+        )
+        / count,
+        "legal steps": len(legal) / sum(len(walk.steps) + walk.faulty for walk in drawn),
+        "legal traces": sum(not walk.faulty for walk in drawn) / len(drawn),
+        "verdict accuracy": sum((score > 0) == truth for truth, score in everything) / len(everything),
+        "verdict accuracy, legal": sum((score > 0) == truth for truth, score in legal) / len(legal),
+        "verdict accuracy, illegal": sum(score <= 0 for score in illegal) / max(len(illegal), 1),
+        "verdict area, legal": area(legal),
+        "verdict area": area(everything),
+        "winnable lines": sum(truth for truth, _ in everything) / len(everything),
+    }
+
+
+def main() -> None:
+    """Print the dev numbers of a model folder."""
+    parser = argparse.ArgumentParser(description="Measure a pocket planner on dev puzzles.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("tts_agent/pocket/model"))
+    parser.add_argument("--puzzles", type=int, default=200, help="puzzles of each kind")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    planner, solver = load_folder(options.folder), Solver()
+    for name in NAMES:
+        puzzles = load(name, "dev")
+        chosen = random.Random(0).sample(puzzles, min(options.puzzles, len(puzzles)))
+        report = measure(planner, chosen, solver)
+        print(name, len(chosen), " ".join(f"{key}={value:.3f}" for key, value in report.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Puzzles that the shipped planner has never been trained on, all solvable.
+
+``heldout`` is for demonstrations and benchmarks, ``dev`` for choosing settings. No multiset of numbers occurs in
+both, nor in the planner's training.
+"""
+
+import json
+from importlib import resources
+from typing import Literal, get_args
+
+from tts_agent.errors import ConfigError
+from tts_agent.pocket.countdown import Puzzle
+
+Name = Literal["countdown3", "countdown4", "countdown5", "game24"]
+"""Countdown with three, four or five numbers and a target from 10 to 100, or Game of 24."""
+Split = Literal["heldout", "dev"]
+
+NAMES: tuple[Name, ...] = get_args(Name)
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+def load(name: Name, split: Split) -> list[Puzzle]:
+    """The puzzles of one set, in a fixed random order.
+
+    Raises:
+        ConfigError: no such set or split.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"no puzzle set {name!r}; choose one of {', '.join(NAMES)}")
+    if split not in SPLITS:
+        raise ConfigError(f"no split {split!r}; choose one of {', '.join(SPLITS)}")
+    text = resources.files("tts_agent.pocket").joinpath("puzzles.json").read_text(encoding="utf-8")
+    return [Puzzle(tuple(numbers), target) for *numbers, target in json.loads(text)[split][name]]
