@@ -30,10 +30,12 @@ def modules() -> dict[str, Path]:
 
 def imports(path: Path) -> set[str]:
     """Modules of ours that are imported when the file is."""
-    found: set[str] = set()
+    known, found = modules(), set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tts_agent":
-            found.add(node.module.removeprefix("tts_agent").lstrip("."))
+            module = node.module.removeprefix("tts_agent").lstrip(".")
+            names = {f"{module}.{name.name}" for name in node.names}
+            found |= {name if name in known else module for name in names}
     return found - {""}
 
 
