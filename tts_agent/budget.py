@@ -5,12 +5,13 @@ computed_tokens, dollars, seconds. The scope itself is asked before its parents.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from operator import add
 from typing import Any, NamedTuple
 
 from tts_agent.errors import BudgetError, SearchError
-from tts_agent.usage import ZERO, Prices, Usage
+from tts_agent.usage import USAGE_FIELDS, Prices, Usage
 
 
 class Amounts(NamedTuple):
@@ -38,14 +39,7 @@ class Amounts(NamedTuple):
 
     def minus(self, other: "Amounts") -> "Amounts":
         """The difference, nothing below zero."""
-        a, b = self, other
-        return Amounts(
-            max(a[0] - b[0], 0),
-            max(a[1] - b[1], 0),
-            max(a[2] - b[2], 0),
-            max(a[3] - b[3], 0),
-            max(a[4] - b[4], 0),
-        )
+        return Amounts(*[a - b if a > b else 0 for a, b in zip(self, other, strict=True)])
 
     def to_json(self) -> dict[str, int]:
         return {unit: value for unit, value in zip(self._fields, self, strict=True) if value}
@@ -53,6 +47,7 @@ class Amounts(NamedTuple):
 
 PICO = 10**12
 NOTHING = Amounts()
+SECONDS = USAGE_FIELDS.index("seconds")
 UNITS = ("calls", "generated_tokens", "total_tokens", "computed_tokens", "dollars")
 """Budget units in the order of `Amounts`."""
 
@@ -129,24 +124,19 @@ class Ledger:
         self.prices: Prices | None = prices or (parent.prices if parent else None)
         if self.budget.dollars is not None and self.prices is None:
             raise BudgetError(f"budget dollars={self.budget.dollars!r} of scope {name!r} needs prices=Prices(...)")
-        self.spent = ZERO
-        self.lost = NOTHING
-        self.reserved = NOTHING
         self.seconds = 0.0
-        self._charged = NOTHING  # Amounts.of(spent) + lost, kept along
+        # Running sums are lists that are changed in place: a thought costs several of these additions in every scope.
+        self._spent: list[float] = [0] * len(USAGE_FIELDS)
+        self._lost, self._charged, self._reserved = [0] * len(UNITS), [0] * len(UNITS), [0] * len(UNITS)
         self._open: dict[int, Amounts] = {}
         self._limits = self.budget.limits
+        self._bounded = [unit for unit, limit in enumerate(self._limits) if limit is not None]
+        self._chain: tuple[Ledger, ...] = (self, *(parent._chain if parent else ()))
         self._lock: threading.RLock = parent._lock if parent else threading.RLock()
 
     def scope(self, budget: Budget | None = None, *, name: str) -> "Ledger":
         """A ledger nested in this one: what it spends is spent here too."""
         return Ledger(budget, name=name, parent=self)
-
-    def _chain(self) -> Iterator["Ledger"]:
-        scope: Ledger | None = self
-        while scope is not None:
-            yield scope
-            scope = scope.parent
 
     # --- questions: no effects
 
@@ -156,24 +146,41 @@ class Ledger:
         return self._open
 
     @property
+    def spent(self) -> Usage:
+        """What was used and reported, here and in the scopes inside."""
+        return Usage(*self._spent)  # type: ignore[arg-type]
+
+    @property
+    def lost(self) -> Amounts:
+        """What was charged for responses that never arrived."""
+        return Amounts(*self._lost)
+
+    @property
+    def reserved(self) -> Amounts:
+        """What is set aside and not charged yet."""
+        return Amounts(*self._reserved)
+
+    @property
     def committed(self) -> Amounts:
         """Charged and reserved together."""
-        return self._charged.plus(self.reserved)
+        return Amounts(*map(add, self._charged, self._reserved))
 
     def refuses(self, bound: Usage) -> str | None:
         """The first unit whose limit, here or in a scope around, leaves no room for `bound`; None if it fits."""
-        amounts = Amounts.of(self.priced(bound))
+        return self._refuses(Amounts.of(self.priced(bound)))
+
+    def _refuses(self, amounts: Amounts) -> str | None:
         with self._lock:
-            for scope in self._chain():
-                charged, reserved = scope._charged, scope.reserved
-                for index, limit in enumerate(scope._limits):
-                    if limit is not None and charged[index] + reserved[index] + amounts[index] > limit:
-                        return UNITS[index]
+            for scope in self._chain:
+                charged, reserved, limits = scope._charged, scope._reserved, scope._limits
+                for unit in scope._bounded:
+                    if charged[unit] + reserved[unit] + amounts[unit] > limits[unit]:  # type: ignore[operator]
+                        return UNITS[unit]
             return None
 
     def free(self) -> tuple[int | None, ...]:
         """What may still be reserved here, in the order and the units of `Amounts`; None where nothing limits it."""
-        return self._least(lambda scope, unit, limit: limit - scope._charged[unit] - scope.reserved[unit])
+        return self._least(lambda scope, unit, limit: limit - scope._charged[unit] - scope._reserved[unit])
 
     def limits(self) -> tuple[int | None, ...]:
         """The smallest limit of this scope and those around it, in the order and the units of `Amounts`."""
@@ -182,7 +189,7 @@ class Ledger:
     def _least(self, value: "Callable[[Ledger, int, int], int]") -> tuple[int | None, ...]:
         least: list[int | None] = [None] * len(UNITS)
         with self._lock:
-            for scope in self._chain():
+            for scope in self._chain:
                 for unit, limit in enumerate(scope._limits):
                     if limit is not None:
                         here, so_far = value(scope, unit, limit), least[unit]
@@ -196,7 +203,7 @@ class Ledger:
 
     def seconds_left(self) -> float | None:
         """Seconds until the nearest time limit of this scope or one around it; None without one."""
-        left = [s.budget.seconds - s.seconds for s in self._chain() if s.budget.seconds is not None]
+        left = [s.budget.seconds - s.seconds for s in self._chain if s.budget.seconds is not None]
         return min(left, default=None)
 
     def priced(self, usage: Usage) -> Usage:
@@ -209,61 +216,69 @@ class Ledger:
 
     def reserve(self, reservation: int, bound: Usage) -> None:
         """Set `bound` aside under an id. Raises `BudgetError` if it does not fit: ask `refuses` first."""
+        amounts = Amounts.of(self.priced(bound))
         with self._lock:
-            if unit := self.refuses(bound):
+            if unit := self._refuses(amounts):
                 raise BudgetError(f"reservation {reservation!r} does not fit into {unit} of scope {self.name!r}")
             if reservation in self._open:
                 raise SearchError(f"reservation {reservation!r} is open already in scope {self.name!r}")
-            amounts = Amounts.of(self.priced(bound))
             self._open[reservation] = amounts
-            for scope in self._chain():
-                scope.reserved = scope.reserved.plus(amounts)
+            for scope in self._chain:
+                _add(scope._reserved, amounts)
 
     def charge(self, reservation: int, usage: Usage) -> None:
         """Charge a part of the reserved work; the reservation shrinks by as much."""
-        self._charge(reservation, self.priced(usage), Amounts.of(self.priced(usage)), NOTHING)
+        usage = self.priced(usage)
+        fields = usage.fields()
+        with self._lock:
+            self._take(reservation, Amounts.of(usage))
+            for scope in self._chain:
+                spent = scope._spent
+                for place, value in enumerate(fields):
+                    if value:
+                        spent[place] += value
 
     def lose(self, reservation: int, amounts: Amounts | None = None) -> Amounts:
         """Charge work whose response never arrived: `amounts`, or all that is still reserved; returns it."""
         with self._lock:
             taken = self._open[reservation] if amounts is None else amounts
-            self._charge(reservation, ZERO, taken, taken)
+            self._take(reservation, taken)
+            for scope in self._chain:
+                _add(scope._lost, taken)
             return taken
 
-    def _charge(self, reservation: int, usage: Usage, amounts: Amounts, lost: Amounts) -> None:
-        with self._lock:
-            held = self._open[reservation]
-            rest = held.minus(amounts)
-            freed = held.minus(rest)
-            self._open[reservation] = rest
-            for scope in self._chain():
-                scope.spent += usage
-                scope.lost = scope.lost.plus(lost)
-                scope._charged = scope._charged.plus(amounts)
-                scope.reserved = scope.reserved.minus(freed)
+    def _take(self, reservation: int, amounts: Amounts) -> None:
+        """Turn `amounts` of what is reserved into what is charged."""
+        held = self._open[reservation]
+        rest = held.minus(amounts)
+        freed = held.minus(rest)
+        self._open[reservation] = rest
+        for scope in self._chain:
+            _add(scope._charged, amounts)
+            _subtract(scope._reserved, freed)
 
     def write_off(self, amounts: Amounts) -> None:
         """Charge what a killed process may have spent; every reservation is closed but the commit's (id < 0)."""
         with self._lock:
             for reservation in [key for key in self._open if key >= 0]:
                 self.release(reservation)
-            for scope in self._chain():
-                scope.lost = scope.lost.plus(amounts)
-                scope._charged = scope._charged.plus(amounts)
+            for scope in self._chain:
+                _add(scope._lost, amounts)
+                _add(scope._charged, amounts)
 
     def release(self, reservation: int) -> None:
         """Give back what is still reserved under the id."""
         with self._lock:
             rest = self._open.pop(reservation)
-            for scope in self._chain():
-                scope.reserved = scope.reserved.minus(rest)
+            for scope in self._chain:
+                _subtract(scope._reserved, rest)
 
     def elapse(self, seconds: float) -> None:
         """Let time pass in this scope and those around it. Scopes that run side by side both count their own time."""
         with self._lock:
-            for scope in self._chain():
+            for scope in self._chain:
                 scope.seconds += seconds
-                scope.spent = replace(scope.spent, seconds=scope.spent.seconds + seconds)
+                scope._spent[SECONDS] += seconds
 
     def snapshot(self) -> dict[str, Any]:
         """The whole account as plain JSON; equal snapshots are equal ledgers."""
@@ -274,6 +289,22 @@ class Ledger:
                 "reserved": self.reserved.to_json(),
                 "open": {str(key): value.to_json() for key, value in self._open.items()},
             }
+
+
+def _add(total: list[int], amounts: Amounts) -> None:
+    total[0] += amounts[0]
+    total[1] += amounts[1]
+    total[2] += amounts[2]
+    total[3] += amounts[3]
+    total[4] += amounts[4]
+
+
+def _subtract(total: list[int], amounts: Amounts) -> None:
+    total[0] -= amounts[0]
+    total[1] -= amounts[1]
+    total[2] -= amounts[2]
+    total[3] -= amounts[3]
+    total[4] -= amounts[4]
 
 
 class Fit(NamedTuple):

@@ -79,8 +79,9 @@ class ThoughtTree:
 
     def value(self, thought: int) -> float | None:
         """Score of the branch; an unverified thought has its parent's, the root and its like None."""
-        while thought != ROOT:
-            verdict = self.verdicts.get(thought)
+        verdicts = self.verdicts
+        while thought != ROOT and verdicts:
+            verdict = verdicts.get(thought)
             if isinstance(verdict, Verdict):
                 return verdict.score
             thought = self.thoughts[thought].parent

@@ -59,9 +59,24 @@ class Usage:
             self.verifier_generated + other.verifier_generated,
         )
 
+    def fields(self) -> tuple[int | float, ...]:
+        """The values in the order of `USAGE_FIELDS`."""
+        return (
+            self.prompt_computed,
+            self.prompt_cached,
+            self.generated,
+            self.decoded,
+            self.calls,
+            self.seconds,
+            self.dollars,
+            self.verifier_computed,
+            self.verifier_cached,
+            self.verifier_generated,
+        )
+
     def times(self, count: int) -> "Usage":
         """`count` such usages."""
-        return Usage(*(getattr(self, name) * count for name in _FIELDS))
+        return Usage(*(value * count for value in self.fields()))  # type: ignore[arg-type]
 
     def as_verifier(self) -> "Usage":
         """The same usage, marked as a verifier's share."""
@@ -80,17 +95,17 @@ class Usage:
 
     def to_json(self) -> dict[str, int | float]:
         """The fields that are not zero."""
-        return {name: value for name in _FIELDS if (value := getattr(self, name))}
+        return {name: value for name, value in zip(USAGE_FIELDS, self.fields(), strict=True) if value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, int | float]) -> "Usage":
         if unknown := sorted(set(data) - _FIELD_SET):
-            raise ConfigError(f"unknown usage fields {unknown!r}; known: {', '.join(_FIELDS)}")
+            raise ConfigError(f"unknown usage fields {unknown!r}; known: {', '.join(USAGE_FIELDS)}")
         return cls(**data)  # type: ignore[arg-type]
 
 
-_FIELDS = tuple(field.name for field in fields(Usage))
-_FIELD_SET = frozenset(_FIELDS)
+USAGE_FIELDS = tuple(field.name for field in fields(Usage))
+_FIELD_SET = frozenset(USAGE_FIELDS)
 ZERO = Usage()
 
 

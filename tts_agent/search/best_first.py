@@ -7,7 +7,20 @@ from random import Random
 from typing import Any, ClassVar
 
 from tts_agent.errors import ConfigError
-from tts_agent.events import Cancelled, Carried, Event, Judged, Lost, Opened, Planned, Sampled, Settled
+from tts_agent.events import (
+    Cancelled,
+    Carried,
+    Clock,
+    Event,
+    Granted,
+    Judged,
+    Lost,
+    Opened,
+    Planned,
+    Reserved,
+    Sampled,
+    Settled,
+)
 from tts_agent.search.base import Allowance, Best
 from tts_agent.thought import ROOT, Expansion, Unit
 from tts_agent.tree import ThoughtTree
@@ -98,6 +111,9 @@ class BestFirst:
             case Settled() | Cancelled() | Lost():
                 if event.reservation is not None:
                     state.pending.discard(event.reservation)
+                return
+            case Reserved() | Clock() | Granted():
+                return
         self._drop_stale(state)
 
     def _drop_stale(self, state: BestFirstState) -> None:
