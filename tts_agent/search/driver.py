@@ -104,7 +104,7 @@ class Search:
         self._failed: dict[int, EngineUnavailable] = {}  # expansions whose stream broke
         self._questions: dict[int, list[int]] = {}  # round of questions -> thoughts it asks about
         self._rounds = 0
-        order: Order = "virtual" if capabilities.virtual_time else "barrier" if barrier else "arrival"
+        order: Order = "barrier" if barrier else "virtual" if capabilities.virtual_time else "arrival"
         self._inbox = Inbox(order)
         self._stop: tuple[StopReason, str | None] | None = None
         self._grant = grant
@@ -572,7 +572,8 @@ class Search:
 
     async def verify(self) -> list[Event]:
         """Ask about every thought that has no verdict yet. Returns the new events."""
-        self._verify(sorted(number for entry in self.state.pending.values() for number in entry.unjudged))
+        if self._stop is None:
+            self._verify(sorted(number for entry in self.state.pending.values() for number in entry.unjudged))
         await self._drain(judge=True)
         self._settle_idle()
         return self._take_fresh()
@@ -596,7 +597,11 @@ class Search:
 
     async def _drain(self, *, judge: bool) -> None:
         while self._inbox:
-            self._handle((await self._inbox.batch(None)).arrivals, judge=judge)
+            at, arrivals = await self._inbox.batch(None)
+            if at is not None and at > self._virtual:
+                self._virtual = at
+                self._tick()
+            self._handle(arrivals, judge=judge)
 
     def _take_fresh(self) -> list[Event]:
         self._tick()

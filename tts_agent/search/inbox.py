@@ -135,7 +135,10 @@ class Inbox:
         if self._order == "barrier":
             if not jobs or not all(job.ended for job in jobs.values()):
                 return None
-            return Batch(None, sorted(self._take(lambda at: True), key=_rank))
+            now = max(job.at for job in jobs.values())
+            if horizon is not None and now > horizon:
+                return Batch(horizon, [])
+            return Batch(now, sorted(self._take(lambda at: True), key=_rank))
         if not jobs or not all(job.items for job in jobs.values()):
             return None  # something earlier may still come
         now = min(job.items[0][0] for job in jobs.values())
