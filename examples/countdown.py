@@ -1,6 +1,6 @@
 """A LangGraph agent solves a puzzle: each decision is the result of a search.
 
-    python examples/countdown.py "Make 24 from 8 5 3 1"
+python examples/countdown.py "Make 24 from 8 5 3 1"
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """One search, without any workflow around it.
 
-    python examples/without_langgraph.py 8 5 3 1 --target 24
+python examples/without_langgraph.py 8 5 3 1 --target 24
 """
 
 import argparse
@@ -29,8 +29,10 @@ async def main() -> None:
         seed=options.seed,
     )
     print(outcome.answer, end="")
-    print(f"{'solved' if outcome.solved else 'not solved'} (stop: {outcome.stop}); {len(outcome.tree)} thoughts, "
-          f"{outcome.usage.computed} tokens computed, {outcome.usage.prompt_cached} served from cache")
+    print(
+        f"{'solved' if outcome.solved else 'not solved'} (stop: {outcome.stop}); {len(outcome.tree)} thoughts, "
+        f"{outcome.usage.computed} tokens computed, {outcome.usage.prompt_cached} served from cache"
+    )
     await engine.aclose()
 
 

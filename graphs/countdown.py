@@ -1,7 +1,7 @@
 """An agent that plays Countdown and Game of 24: it plans to the end, acts one operation at a time, and plans again.
 
-    from graphs.countdown import graph
-    graph().invoke({"messages": [("user", "Make 24 from 8 5 3 1")]})
+from graphs.countdown import graph
+graph().invoke({"messages": [("user", "Make 24 from 8 5 3 1")]})
 """
 
 from typing import Any

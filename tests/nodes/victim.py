@@ -1,4 +1,6 @@
-"""A process that plans once, or goes on with what a killed one left: `python -m tests.nodes.victim FOLDER STRATEGY SEED`.
+"""A process that plans once, or goes on with what a killed one left.
+
+Run by `python -m tests.nodes.victim FOLDER STRATEGY SEED`.
 
 In FOLDER: `engine.jsonl`, what the engine computed; `heard.txt`, the samples it was asked for; `trace.jsonl`; the
 checkpoints; `result.json`, written at the end.

@@ -17,7 +17,7 @@ from uuid import uuid4
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 
-from tts_agent.budget import NOTHING, Ledger
+from tts_agent.budget import NOTHING
 from tts_agent.errors import EngineUnavailable, SearchError
 from tts_agent.events import COMMIT, Decode, Event, Granted, log_from_json, log_to_json
 from tts_agent.outcome import Outcome
@@ -62,9 +62,10 @@ class Conversation:
         self._log = list(known)  # of the search so far, before it is live
         self._search: Search | None = None
         self._outage: EngineUnavailable | None = None
-        self._tip = "known" if known else ""  # id of the newest chunk that counts
+        self._tip = uuid4().hex if known else ""  # id of the newest chunk that counts
         self._live = ""  # id of the newest chunk of this process
-        self._written = -len(known)  # events of the search's log that are in chunks; less what a journal lacks
+        self._driving: asyncio.Task[Any] | None = None  # runs `advance`
+        self._written = 0  # events of the search's log that are in chunks
         self._unconfirmed: set[str] = set()
 
     def asks(self) -> Iterator[Ask]:
@@ -83,6 +84,7 @@ class Conversation:
             self._tip = chunk["id"]
             if self._search is None:
                 self._log += log_from_json(chunk["events"], self._decode)
+                self._written = len(self._log)
 
     def confirmed(self, saved: CheckpointTuple | None) -> bool:
         """Whether all chunks of this process are in the checkpoint `saved`."""
@@ -99,17 +101,15 @@ class Conversation:
 
     async def advance(self) -> Chunk:
         """Drive the search to its next chunk. Not called for a chunk that is given back."""
+        self._driving = asyncio.current_task()
         search = self._search or await self._begin()
         try:
             await search.chunk(max_events=self._max_events, max_seconds=self._max_seconds)
         except EngineUnavailable as outage:
             await search.aclose()
             self._outage = outage
-        events = search.log[self._written :]
+        events = (self.settled() if self._outage is not None else search.log)[self._written :]
         self._written = len(search.log)
-        if self._outage is not None:
-            # Nothing is under way any more, and the account is exact: a grant of nothing, so that nothing is lost.
-            events.append(Granted(_spent(search.ledger)))
         await self._record(events)
         self._live = uuid4().hex
         self._unconfirmed.add(self._live)
@@ -117,7 +117,6 @@ class Conversation:
 
     async def _begin(self) -> Search:
         self._search = self._make(self._log)
-        self._written = len(self._log)
         await self._record(self._log)  # the trace may have been cut elsewhere than the journal: it begins anew
         return self._search
 
@@ -125,16 +124,24 @@ class Conversation:
         if self._recorder is not None:
             await self._recorder.append(events)
 
+    def settled(self) -> list[Event]:
+        """The log of a search that was closed: nothing is under way, and its last grant leaves nothing to be lost."""
+        if self._search is None:
+            return self._log
+        ledger = self._search.ledger
+        used = ledger.committed.minus(ledger.reservations.get(COMMIT, NOTHING))
+        ceiling = (None if limit is None else used[unit] for unit, limit in enumerate(ledger.limits()))
+        return [*self._search.log, Granted(tuple(ceiling))]
+
     async def aclose(self) -> None:
         """Abort what runs. Harmless after the end."""
+        driving, self._driving = self._driving, None
+        if driving is not None and driving is not asyncio.current_task() and not driving.done():
+            # A cancelled graph does not wait for its tasks, and nobody else may drive a search that is being closed.
+            driving.cancel()
+            await asyncio.wait([driving])
         if self._search is not None:
             await self._search.aclose()
-
-
-def _spent(ledger: Ledger) -> tuple[int | None, ...]:
-    """The ceiling that leaves room for nothing: all that was charged, where there is a limit."""
-    used = ledger.committed.minus(ledger.reservations.get(COMMIT, NOTHING))
-    return tuple(None if limit is None else used[unit] for unit, limit in enumerate(ledger.limits()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from langgraph.func import entrypoint, task
 from tts_agent.dialect import Dialect
 from tts_agent.engines.base import Engine
 from tts_agent.errors import ConfigError
+from tts_agent.nodes.attempt import Attempt, Memo, current_attempt
 from tts_agent.nodes.journal import Ask, Chunk, Conversation, Place
 from tts_agent.nodes.loop import run_sync
 from tts_agent.nodes.planner import Planner, Settings, Step
@@ -30,16 +31,18 @@ class PlanNode(Runnable[PlanState, Update]):
         self.name = planner.name
         self._grant, self._trace = grant, trace
         self._flush_events, self._flush_seconds = flush_events, flush_seconds
+        self._memo = Memo()
 
     def invoke(self, input: PlanState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
         step = self.planner.begin(input)
         if not isinstance(step, Step):
             return step
+        attempt = current_attempt()
 
         @entrypoint()
         def search(_: dict[str, Any]) -> entrypoint.final[Update, None]:
             place = Place.find(get_config())
-            talk = self._conversation(step, durable=place is not None)
+            talk = self._conversation(step, attempt, durable=place is not None)
 
             @task
             def journal() -> Chunk:
@@ -51,8 +54,10 @@ class PlanNode(Runnable[PlanState, Update]):
                         talk.take(journal().result())
                     elif place is not None:
                         place.wait(talk.confirmed)
-            finally:
+            except BaseException:
                 run_sync(talk.aclose())
+                self._memo.keep(attempt, talk.settled())
+                raise
             return entrypoint.final(value=self.planner.finish(step, talk.outcome()), save=None)
 
         update: Update = search.invoke({}, ensure_config(config))
@@ -62,11 +67,12 @@ class PlanNode(Runnable[PlanState, Update]):
         step = self.planner.begin(input)
         if not isinstance(step, Step):
             return step
+        attempt = current_attempt()
 
         @entrypoint()
         async def search(_: dict[str, Any]) -> entrypoint.final[Update, None]:
             place = Place.find(get_config())
-            talk = self._conversation(step, durable=place is not None)
+            talk = self._conversation(step, attempt, durable=place is not None)
 
             @task
             async def journal() -> Chunk:
@@ -78,17 +84,20 @@ class PlanNode(Runnable[PlanState, Update]):
                         talk.take(await journal())
                     elif place is not None:
                         await place.await_(talk.confirmed)
-            finally:
+            except BaseException:
                 await talk.aclose()
+                self._memo.keep(attempt, talk.settled())
+                raise
             return entrypoint.final(value=self.planner.finish(step, talk.outcome()), save=None)
 
         update: Update = await search.ainvoke({}, ensure_config(config))
         return update
 
-    def _conversation(self, step: Step, *, durable: bool) -> Conversation:
+    def _conversation(self, step: Step, attempt: Attempt | None, *, durable: bool) -> Conversation:
         grant = self._grant if durable else None
         return Conversation(
             lambda log: self.planner.search(step, log, grant=grant),
+            known=self._memo.take(attempt),
             decode=self.planner.engine.decode,
             recorder=None if self._trace is None else Recorder(self._trace),
             flush_events=self._flush_events,

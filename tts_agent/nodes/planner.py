@@ -174,11 +174,8 @@ class Planner:
         metadata = {**message.response_metadata, "tts": note}
         return message.model_copy(update={"id": message.id or f"tts-{uuid4().hex}", "response_metadata": metadata})
 
-    def _update(
-        self, messages: list[AIMessage], memory: Memory, outcome: dict[str, Any], *, carried: bool
-    ) -> Update:
+    def _update(self, messages: list[AIMessage], memory: Memory, outcome: dict[str, Any], *, carried: bool) -> Update:
         return {
             "messages": messages,
             "tts": {**memory.write(self.engine.decode), "outcome": outcome, "carried": carried},
         }
-

@@ -79,19 +79,21 @@ def make_expand_node(engine: Engine, *, dialect: Dialect, **settings: Unpack[Set
 
     Like `make_plan_node` for `settings` and errors. All three stages must be given the same.
     """
-    return StageNode("expand", Planner.of(engine, dialect, settings), None)
+    return StageNode("expand", Planner.of(engine, dialect, {**settings, "barrier": True}), None)
 
 
 def make_verify_node(engine: Engine, *, dialect: Dialect, **settings: Unpack[Settings]) -> StageNode:
     """A node that asks the verifier about every thought without a verdict; `unjudged` and `judge` make another one."""
-    return StageNode("verify", Planner.of(engine, dialect, settings), None)
+    return StageNode("verify", Planner.of(engine, dialect, {**settings, "barrier": True}), None)
 
 
 def make_select_node(
     engine: Engine, *, dialect: Dialect, trace: str | Path | None = None, **settings: Unpack[Settings]
 ) -> StageNode:
     """A node that prunes and, when the search is over, returns the decision as `make_plan_node` does."""
-    return StageNode("select", Planner.of(engine, dialect, settings), None if trace is None else Path(trace))
+    return StageNode(
+        "select", Planner.of(engine, dialect, {**settings, "barrier": True}), None if trace is None else Path(trace)
+    )
 
 
 class OutsideVerifier:

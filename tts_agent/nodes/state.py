@@ -102,9 +102,7 @@ class Memory:
             message=data["message"],
             decided=Decided(Prefix(unpack_ids(data["prefix"])), sampled.thought),
             subtree=tuple(event for event in carried if isinstance(event, Carried)),
-            totals=Totals(
-                Usage.from_json(data["totals"].get("usage", {})), Amounts(**data["totals"].get("lost", {}))
-            ),
+            totals=Totals(Usage.from_json(data["totals"].get("usage", {})), Amounts(**data["totals"].get("lost", {}))),
         )
 
     def write(self, decode: Decode) -> dict[str, Any]:

@@ -21,6 +21,7 @@ _NUMBERS = r"(?P<numbers>\d+(?:(?:\s|,|\band\b)+\d+)*)"
 _SENTENCE = (
     re.compile(rf"(?:make|reach|get)\s+(?P<target>\d+)\s+(?:from|with|out of|using)\s+{_NUMBERS}", re.I),
     re.compile(rf"(?:use|using|from|with)\s+{_NUMBERS}\s+to\s+(?:make|reach|get)\s+(?P<target>\d+)", re.I),
+    re.compile(rf"{_NUMBERS}\W*target\W*(?P<target>\d+)", re.I),
 )
 _OPERATION = re.compile(r"\s*(\d+)\s*([-+*/])\s*(\d+)\s*")
 _WHOLE = re.compile(r"\s*(-?\d+)(?:\.0+)?\s*")
@@ -58,7 +59,7 @@ class CountdownDialect:
             return Answer(f"{impossible[0]} is outside 0..{LARGEST}, the planner cannot go on. Not solved.", False)
         if len(numbers) == 1:
             return _answer(table[0], puzzle.target)
-        observations = tuple(Observation(text, self._predicted(text, last)) for text in news)
+        observations = tuple(Observation(answer.text, self._predicted(answer, last)) for answer in news)
         if last is not None and observations and all(seen.predicted for seen in observations):
             left = tuple(last.thought.action["left"])
             if sorted(left) == sorted(numbers):
@@ -71,11 +72,11 @@ class CountdownDialect:
         )
 
     @staticmethod
-    def _predicted(text: str, last: Decided | None) -> bool:
+    def _predicted(answer: ToolMessage, last: Decided | None) -> bool:
         # A thought that is a whole answer predicts what follows all its operations, not what follows its first.
-        if last is None or len(last.thought.text.strip().splitlines()) != 1:
+        if last is None or answer.status == "error" or len(last.thought.text.strip().splitlines()) != 1:
             return False
-        found = _WHOLE.fullmatch(text)
+        found = _WHOLE.fullmatch(answer.text)
         return found is not None and int(found[1]) == last.thought.action["result"]
 
     def decide(self, thought: Thought) -> AIMessage:
@@ -107,17 +108,17 @@ def parse_puzzle(text: str) -> Puzzle:
     return puzzle
 
 
-def _play(puzzle: Puzzle, messages: Sequence[AnyMessage]) -> tuple[list[Term], list[str]]:
-    """The table after the calculator's results so far, and the texts that came after the newest call."""
+def _play(puzzle: Puzzle, messages: Sequence[AnyMessage]) -> tuple[list[Term], list[ToolMessage]]:
+    """The table after the calculator's results so far, and what came after the newest call."""
     table = [Term(number, str(number)) for number in puzzle.numbers]
     calls: dict[str, str] = {}
-    news: list[str] = []
+    news: list[ToolMessage] = []
     for message in messages:
         if isinstance(message, AIMessage):
             news = []
             calls |= {str(call["id"]): str(call["args"].get("expression", "")) for call in message.tool_calls}
         elif isinstance(message, ToolMessage):
-            news.append(message.text)
+            news.append(message)
             if message.status != "error":
                 table = _after(table, calls.get(message.tool_call_id, ""), message.text)
     return table, news
