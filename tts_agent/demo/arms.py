@@ -29,12 +29,12 @@ class Setting:
 
 
 SETTINGS: dict[Arm, Setting] = {
-    # Each arm has the temperature that did best for it, and tree search its k and discount, on dev puzzles alone
-    # (`puzzles.load(..., "dev")`); no held-out puzzle was looked at for it.
+    # Each arm has the temperature (0.7, 0.85, 1) that did best for it, best-of-N its width (1, 2, 8), and tree search
+    # its k, discount and parallel, on dev puzzles alone (`puzzles.load(..., "dev")`): held-out ones chose nothing.
     "greedy": Setting(Greedy(), 0.0),
-    "best-of-N answers": Setting(BestOfN(n=None, width=8, unit="answer"), 0.7),
-    "best-of-N steps": Setting(BestOfN(n=None, width=8, unit="thought"), 0.7),
-    "tree search": Setting(BestFirst(k=4, discount=0.5, parallel=1), 1.0),
+    "best-of-N answers": Setting(BestOfN(n=None, width=2, unit="answer"), 0.7),
+    "best-of-N steps": Setting(BestOfN(n=None, width=2, unit="thought"), 0.85),
+    "tree search": Setting(BestFirst(k=4, discount=0.5, parallel=1), 0.85),
 }
 
 

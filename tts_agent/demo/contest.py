@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from math import inf
 from random import Random
 from typing import Any
 
@@ -13,23 +14,28 @@ from tts_agent.errors import ConfigError
 from tts_agent.pocket import Puzzle
 from tts_agent.pocket.puzzles import Name, load
 
-AT_ONCE = 32
+AT_ONCE = 64
 """Puzzles under way at the same time on one engine, so that its forward passes are large."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """Held-out puzzles, and what each arm may compute on each of them, verdicts included."""
+    """Held-out puzzles, and what each arm may compute on each of them, verdicts included.
+
+    The same runs also tell what smaller budgets would have solved: an arm that stops once solved has solved within
+    every budget of at least what it computed. `marks` are those that are told.
+    """
 
     name: Name
     title: str
     puzzles: int
     computed_tokens: int
+    marks: tuple[int, ...]
 
 
 CONTESTS = (
-    Contest("countdown5", "Countdown with 5 numbers", 200, 2500),
-    Contest("game24", "Game of 24", 100, 600),
+    Contest("countdown5", "Countdown with 5 numbers", 400, 2500, (300, 600, 1200)),
+    Contest("game24", "Game of 24", 150, 600, (100, 200, 400)),
 )
 
 
@@ -40,33 +46,48 @@ class Row:
     arm: Arm
     attempts: tuple[Attempt, ...]
 
-    @property
-    def solved(self) -> float:
-        """Share of the puzzles."""
-        return self.mean(lambda one: one.solved)
+    def solved(self, within: float = inf) -> float:
+        """Share of the puzzles solved with at most `within` tokens computed."""
+        return self.mean(lambda one: one.solved and one.computed <= within)
 
     def mean(self, value: Callable[[Attempt], float]) -> float:
         return sum(map(value, self.attempts)) / len(self.attempts)
 
     def to_json(self) -> dict[str, Any]:
         means = {name: round(self.mean(lambda one, n=name: getattr(one, n)), 2) for name in asdict(self.attempts[0])}  # type: ignore[misc]
-        return {**means, "solved": round(self.solved, 4)}
+        return {**means, "solved": round(self.solved(), 4)}
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All arms of a contest, and how far tree search is from each form of best-of-N."""
+    """All arms of a contest on the same puzzles."""
 
     contest: Contest
+    puzzles: tuple[Puzzle, ...]
     rows: tuple[Row, ...]
-    differences: dict[Arm, Difference]
+
+    def differences(self, within: float = inf) -> dict[Arm, Difference]:
+        """How far tree search is ahead of each form of best-of-N, with at most `within` tokens computed."""
+        won = {row.arm: [float(one.solved and one.computed <= within) for one in row.attempts] for row in self.rows}
+        numbers = [tuple(sorted(puzzle.numbers)) for puzzle in self.puzzles]
+        return {arm: paired_difference(won[SEARCH], won[arm], numbers) for arm in BASELINES}
 
     def to_json(self) -> dict[str, Any]:
+        def told(within: float) -> dict[str, Any]:
+            return {arm: asdict(difference) for arm, difference in self.differences(within).items()}
+
         return {
-            "puzzles": len(self.rows[0].attempts),
+            "puzzles": len(self.puzzles),
             "computed_tokens": self.contest.computed_tokens,
             "arms": {row.arm: row.to_json() for row in self.rows},
-            "differences": {arm: asdict(difference) for arm, difference in self.differences.items()},
+            "differences": told(inf),
+            "within": {
+                str(mark): {
+                    "solved": {row.arm: round(row.solved(mark), 4) for row in self.rows},
+                    "differences": told(mark),
+                }
+                for mark in self.contest.marks
+            },
         }
 
 
@@ -99,16 +120,7 @@ async def play(
             rows.append(Row(arm, await _tries(engine, contest, puzzles, arm, seed, on_attempt)))
         finally:
             await engine.aclose()
-    ours = next(row for row in rows if row.arm == SEARCH)
-    numbers = [tuple(sorted(puzzle.numbers)) for puzzle in puzzles]
-    differences = {
-        row.arm: paired_difference(_solved(ours), _solved(row), numbers) for row in rows if row.arm in BASELINES
-    }
-    return Result(contest, tuple(rows), differences)
-
-
-def _solved(row: Row) -> list[float]:
-    return [float(one.solved) for one in row.attempts]
+    return Result(contest, tuple(puzzles), tuple(rows))
 
 
 async def _tries(

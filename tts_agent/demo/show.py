@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tts_agent.demo import agent, contest
-from tts_agent.demo.arms import ARMS, SEARCH
+from tts_agent.demo.arms import ARMS, BASELINES, SEARCH
 from tts_agent.demo.contest import CONTESTS, Contest, Result
 from tts_agent.demo.intervals import Difference
 from tts_agent.engines import Engine, load_engine
@@ -126,44 +127,59 @@ class _Show:
             )
 
     def _table(self, result: Result) -> None:
-        one, count = result.contest, len(result.rows[0].attempts)
-        self._console.rule(f"{one.title}: {count} held-out puzzles", align="left")
+        one = result.contest
+        self._console.rule(f"{one.title}: {len(result.puzzles)} held-out puzzles", align="left")
         self._say(
             f"Every arm may compute {one.computed_tokens:,} tokens a puzzle, verdicts included, and stops once solved. "
-            "Tokens are means a puzzle."
+            "The same runs tell what was solved with less. Tokens are means a puzzle."
         )
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for name in ("", "solved", "computed", "by verifier", "cached", "generated", "thoughts"):
-            table.add_column(name, justify="right" if name else "left")
-        most = max(row.solved for row in result.rows)
+        budgets = (*one.marks, one.computed_tokens)
+        table = _columns("", *(f"{budget:,}" for budget in budgets), "computed", "verdicts", "generated")
+        most = max(row.solved() for row in result.rows)
         for row in result.rows:
-            tokens = [row.mean(lambda one, n=name: getattr(one, n)) for name in _MEANS]  # type: ignore[misc]
-            table.add_row(
-                row.arm,
-                f"{row.solved:.1%}",
-                *(f"{mean:,.0f}" for mean in tokens),
-                style="bold" if row.solved == most else "",
-            )
+            solved = [f"{row.solved(budget):.1%}" for budget in budgets]
+            tokens = [f"{row.mean(attrgetter(name)):,.0f}" for name in ("computed", "verifier", "generated")]
+            table.add_row(row.arm, *solved, *tokens, style="bold" if row.solved() == most else "")
         self._console.print(table)
-        best = ", ".join(row.arm for row in result.rows if row.solved == most)
-        self._say(f"\nMost puzzles solved: {best}.")
-        for arm, difference in result.differences.items():
-            self._console.print(_verdict(arm, difference))
+        self._say("\nPaired differences in points, 95 % intervals. Ahead means: the interval is clear of zero.")
+        differences = {budget: result.differences(budget) for budget in budgets}
+        table = _columns("", *(f"{SEARCH} - {arm}" for arm in BASELINES))
+        for budget in budgets:
+            table.add_row(f"{budget:,} tokens", *(_interval(differences[budget][arm]) for arm in BASELINES))
+        self._console.print(table)
+        best = ", ".join(row.arm for row in result.rows if row.solved() == most)
+        self._say(f"\nMost solved with {one.computed_tokens:,} tokens: [bold]{best}[/].")
+        for arm in BASELINES:
+            self._console.print(_verdict(arm, {budget: differences[budget][arm] for budget in budgets}))
         self._console.print()
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False)
 
 
-_MEANS = ("computed", "verifier", "cached", "generated", "thoughts")
+def _columns(first: str, *names: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column(first)
+    for name in names:
+        table.add_column(name, justify="right")
+    return table
 
 
-def _verdict(arm: str, difference: Difference) -> Text:
-    if difference.ahead:
-        word, style = "ahead: the interval is clear of zero", "green"
-    elif difference.behind:
-        word, style = "behind: the interval is clear of zero", "red"
-    else:
-        word, style = "not shown to differ: the interval holds zero", "yellow"
+def _interval(difference: Difference) -> Text:
     mean, low, high = (f"{100 * value:+.1f}" for value in (difference.mean, difference.low, difference.high))
-    return Text.assemble(f"{SEARCH} - {arm}, paired: {mean} points, 95 % interval {low} to {high}; ", (word, style))
+    style = "green" if difference.ahead else "red" if difference.behind else ""
+    return Text(f"{mean} ({low} to {high})", style)
+
+
+def _verdict(arm: str, differences: dict[int, Difference]) -> Text:
+    """Where tree search is ahead of `arm`, where behind, and where neither is shown."""
+    ahead = [budget for budget, difference in differences.items() if difference.ahead]
+    behind = [budget for budget, difference in differences.items() if difference.behind]
+    neither = [budget for budget in differences if budget not in ahead and budget not in behind]
+    parts = [("ahead at", ahead, "green"), ("behind at", behind, "red"), ("not shown to differ at", neither, "yellow")]
+    text = Text(f"{SEARCH}, against {arm}: ")
+    for words, budgets, style in parts:
+        if budgets:
+            text.append(f"{words} ", style).append(", ".join(f"{budget:,}" for budget in budgets) + "; ")
+    text.right_crop(2)
+    return text.append(" tokens.")

@@ -5,16 +5,17 @@ import json
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tts_agent.errors import LogError
-from tts_agent.events import Chosen, Event, Opened, from_json, to_json
+from tts_agent.events import Chosen, Event, Granted, Lost, Opened, from_json, to_json
 
 _HEAD = b'{"search": '
 """How every line of a trace begins."""
 _BLOCK = 65536
+_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 _writing = threading.Lock()
 """Held while a trace is written, so that recorders side by side never see each other's half lines."""
@@ -24,7 +25,8 @@ _writing = threading.Lock()
 class Log:
     """One search of a trace. `cut` names what is missing at its end; empty if it is there to the decision.
 
-    `events` are whole and in order, so a search that was cut can be resumed from them.
+    `events` are whole and in order, so a search that was cut can be resumed from them; it goes back to the last of
+    its chunks that is whole.
     """
 
     search: str
@@ -91,7 +93,7 @@ class Recorder:
     def _line(self, event: Event) -> str:
         if isinstance(event, Opened):
             self._search = event.search
-        return json.dumps({"search": self._search, **to_json(event)}, ensure_ascii=False) + "\n"
+        return _encode({"search": self._search, **to_json(event)}) + "\n"
 
 
 def _whole_bytes(path: Path) -> int:
@@ -126,7 +128,9 @@ def _not_a_trace(path: Path) -> LogError:
 
 
 def read(path: str | Path) -> list[Log]:
-    """The searches of a trace, in the order they were opened; a name opened twice gives two logs.
+    """The searches of a trace, in the order they were opened.
+
+    A name opened twice gives two logs, but a search that was cut and then written anew from its beginning gives one.
 
     A file that ends in the middle of a line, or a search that ends before its decision, is returned as far as it is
     whole, and `Log.cut` names what is missing. Raises `LogError` for a file that cannot be read, is no trace or of
@@ -154,22 +158,39 @@ def _logs(path: Path, lines: list[bytes], half: bool) -> list[Log]:
     for number, line in enumerate(lines, 1):
         name, event = _event(path, number, line)
         if isinstance(event, Opened):
-            current[name] = _Open(name, [])
+            if name in current and current[name].is_replaced_by(event):
+                opened.remove(current[name])
+            current[name] = _Open(name)
             opened.append(current[name])
         elif name not in current:
             raise LogError(f"trace {str(path)!r}, line {number}: search {name!r} was never opened")
-        current[name].events.append(event)
-        current[name].line = number
+        current[name].add(event, number)
     return [entry.log(len(lines), half) for entry in opened]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Open:
-    """A search while its trace is read; `line` is where its last event stands."""
+    """A search while its trace is read."""
 
     search: str
-    events: list[Event]
-    line: int = 0
+    events: list[Event] = field(default_factory=list)
+    whole: int = 0  # events in whole chunks
+    line: int = 0  # where the last event stands
+
+    def add(self, event: Event, line: int) -> None:
+        if isinstance(event, Lost) and event.reservation is None:
+            # A killed search goes on. It went back to its last whole chunk: the torn one after it counts for nothing.
+            del self.events[self.whole :]
+        self.events.append(event)
+        self.line = line
+        if isinstance(event, Granted | Chosen):
+            self.whole = len(self.events)
+
+    def is_replaced_by(self, again: Opened) -> bool:
+        """Whether `again` opens the same search anew: it was killed before anything was durable, or is resumed from
+        another journal than this trace, and then written here from its beginning."""
+        unfinished = not isinstance(self.events[-1], Chosen)
+        return unfinished and (not self.whole or self.events[0] == again)
 
     def log(self, lines: int, half: bool) -> Log:
         cut = ""

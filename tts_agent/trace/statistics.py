@@ -45,7 +45,7 @@ class Statistics:
     merged: int
     pruned: int  # open or complete thoughts that were given up
     depth: dict[int, int]  # sampled thoughts by depth, 1 = children of the root
-    judged: int
+    judged: int  # by verifiers
     unverified: int
     under_way: int
     usage: Usage
@@ -85,7 +85,9 @@ def statistics(events: Sequence[Event], tree: ThoughtTree | None = None) -> Stat
         account.add(event)
     usage = replace(account.usage, seconds=account.seconds)
     sampled = [thought for number, thought in tree.thoughts.items() if number not in account.carried]
-    judged = sum(isinstance(verdict, Verdict) for verdict in account.verdicts.values())
+    # NOTE: a solved thought's verdict is the task's; no verifier was asked.
+    asked = [verdict for number, verdict in account.verdicts.items() if tree.thoughts[number].status != "solved"]
+    judged = sum(isinstance(verdict, Verdict) for verdict in asked)
     return Statistics(
         thoughts=len(sampled),
         carried=len(account.carried),
@@ -94,7 +96,7 @@ def statistics(events: Sequence[Event], tree: ThoughtTree | None = None) -> Stat
         pruned=sum(tree.thoughts[number].status in ("open", "complete") for number in tree.pruned),
         depth=dict(sorted(Counter(tree.depth[thought.id] for thought in sampled).items())),
         judged=judged,
-        unverified=len(account.verdicts) - judged,
+        unverified=len(asked) - judged,
         under_way=sum(account.under_way.values()),
         usage=usage,
         lost=account.lost.to_json(),
@@ -114,6 +116,7 @@ class _Account:
         self.seconds = 0.0
         self.carried: set[int] = set()
         self.verdicts: dict[int, Any] = {}
+        self.paid_by: dict[int, int] = {}  # expansion -> reservation
         self.under_way: dict[int, int] = {}  # reservation -> samples to come
 
     def add(self, event: Event) -> None:
@@ -121,10 +124,11 @@ class _Account:
             case Carried(thought):
                 self.carried.add(thought.id)
             case Planned():
-                self.under_way[event.expansion] = event.request.n
+                self.paid_by[event.expansion] = event.reservation
+                self.under_way[event.reservation] = event.request.n
             case Sampled(thought):
                 self.usage += thought.usage
-                self.under_way[thought.expansion] -= 1
+                self.under_way[self.paid_by[thought.expansion]] -= 1
             case Judged(thought_id, verdict):
                 self.usage += verdict.usage
                 self.verdicts[thought_id] = verdict
@@ -161,7 +165,6 @@ def _calibration(tree: ThoughtTree) -> Calibration | None:
     on: list[float] = []
     off: list[float] = []
     for number, verdict in tree.verdicts.items():
-        # NOTE: a solved thought's verdict is the task's, not a verifier's guess.
         if isinstance(verdict, Verdict) and tree.thoughts[number].status != "solved":
             (on if number in solving else off).append(verdict.score)
     if not on:
