@@ -285,6 +285,24 @@ async def test_64_branches_of_unequal_lengths(plain: Reference) -> None:
         assert engine.counters.computed < engine.counters.forwards * 64
 
 
+async def test_a_wide_request_and_lone_branches_below_it(plain: Reference) -> None:
+    async with serving(plain) as engine:
+        root = prompt(100)
+        wide = await sampled(engine, root, Sampling(max_tokens=30, stop_ids=(3,)), range(70))
+        for completion in wide[::7]:
+            assert_scored(plain, root, completion)
+        # One sample each below different nodes, beside questions about them: what they share lies above.
+        parents = [root.extend(completion.ids) for completion in wide[:20]]
+        parents += [Prefix(parent.ids[:110]) for parent in parents[:6]]
+        *grown, scores = await asyncio.gather(
+            *(sampled(engine, parent, Sampling(max_tokens=12), [1]) for parent in parents),
+            engine.label_logprobs(parents, (6,), (5, 9, 2)),
+        )
+        for parent, (child,), score in zip(parents, grown, scores, strict=True):
+            assert_scored(plain, parent, child)
+            assert_asked(plain, parent, (6,), score.logprobs)
+
+
 async def test_answers_stay_right_under_eviction(plain: Reference) -> None:
     async with serving(plain, cache_tokens=90) as engine:
         usages: list[Usage] = []
@@ -487,10 +505,9 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
-        ({"hidden_act": "gelu"}, "gelu"),
         ({"quantization_config": {"bits": 4}}, "quantized"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "of-tomorrow", "rope_theta": 1e4}}, "of-tomorrow"),
+        ({"hidden_act": "of-tomorrow"}, "of-tomorrow"),
         ({"num_hidden_layers": 3}, "missing"),
         ({"num_hidden_layers": 1}, "unexpected"),
         ({"intermediate_size": 50}, "shape"),
@@ -522,4 +539,5 @@ async def test_text_and_ids(plain: Reference, tmp_path: Path) -> None:
         assert engine.decode((4, 7, 60)) == "w4 w7 w60"
         assert engine.capabilities.context == 256
         assert engine.capabilities.shares_prompt
+        assert engine.capabilities.end_ids == (2,), "LlamaConfig's eos_token_id"
         assert str(plain.folder) in engine.name

@@ -56,8 +56,9 @@ async def test_a_verifier_may_have_an_engine_of_its_own() -> None:
     ("question", "good", "bad", "message"),
     [
         ("", "y", "n", "question '' encodes to no token"),
-        ("?", "yes", "n", "label 'yes' encodes to 3 tokens"),
-        ("?", "y", "y", "labels 'y' and 'y' are the same token"),
+        ("?", "", "n", "label '' encodes to no token"),
+        ("?", "y", "y", "labels 'y' and 'y' one is the beginning of the other"),
+        ("?", "yes", "ye", "labels 'yes' and 'ye' one is the beginning of the other"),
     ],
 )
 def test_questions_that_cannot_be_asked_are_refused(question: str, good: str, bad: str, message: str) -> None:

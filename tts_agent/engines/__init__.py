@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tts_agent.engines.base import Capabilities, Completion, Engine, LabelScores, Sampling, Stream
+from tts_agent.engines.base import Capabilities, Completion, Engine, Label, LabelScores, Sampling, Stream
 from tts_agent.engines.scripted import Fault, ScriptedEngine
 from tts_agent.errors import ConfigError
 
@@ -11,6 +11,7 @@ __all__ = (
     "Completion",
     "Engine",
     "Fault",
+    "Label",
     "LabelScores",
     "Sampling",
     "ScriptedEngine",

@@ -11,6 +11,9 @@ from tts_agent.errors import ConfigError
 from tts_agent.prefix import Prefix
 from tts_agent.usage import Usage
 
+Label = int | tuple[int, ...]
+"""An answer to a question: one token id, or several."""
+
 FinishReason = Literal["stop", "length"]
 """`stop`: a stop id was sampled (it is the last id). `length`: `max_tokens` ids were sampled."""
 
@@ -61,7 +64,7 @@ class LabelScores(NamedTuple):
     """Answer to one label question."""
 
     logprobs: tuple[float, ...]  # log-probability of each label, in the order asked
-    usage: Usage  # of this question: computed and cached prompt tokens, one call
+    usage: Usage  # of this question: computed and cached prompt tokens (those of its labels, too), one call
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +126,12 @@ class Engine(Protocol):
         ...
 
     async def label_logprobs(
-        self, prefixes: Sequence[Prefix], suffix: Sequence[int], labels: Sequence[int]
+        self, prefixes: Sequence[Prefix], suffix: Sequence[int], labels: Sequence[Label]
     ) -> list[LabelScores]:
-        """Log-probability of each label id right after `prefix + suffix`, for each prefix, as one request.
+        """Log-probability of each label right after `prefix + suffix`, for each prefix, as one request.
 
+        A label of several tokens is scored as a continuation: the sum over its tokens, each after those before it.
+        All but its last are computed and charged as prompt tokens; what labels begin with in common may be once.
         Nothing is sampled, and what was computed for the question is not kept: the branch stays as it was.
         """
         ...
@@ -158,6 +163,7 @@ def sample_bound(capabilities: Capabilities, prompt: int, n: int, max_tokens: in
     )
 
 
-def question_bound(prompt: int, suffix: int) -> Usage:
+def question_bound(prompt: int, suffix: int, labels: Sequence[Label] = ()) -> Usage:
     """The most that one label question may consume, with nothing cached."""
-    return Usage(prompt_computed=prompt + suffix, calls=1).as_verifier()
+    continued = sum(len(label) - 1 for label in labels if not isinstance(label, int))
+    return Usage(prompt_computed=prompt + suffix + continued, calls=1).as_verifier()

@@ -12,7 +12,7 @@ from math import log
 from pathlib import Path
 from typing import IO, Literal, Self
 
-from tts_agent.engines.base import Capabilities, Completion, LabelScores, Sampling
+from tts_agent.engines.base import Capabilities, Completion, Label, LabelScores, Sampling, question_bound
 from tts_agent.errors import ConfigError, EngineUnavailable, PromptError
 from tts_agent.prefix import Prefix
 from tts_agent.usage import ZERO, Usage
@@ -117,7 +117,7 @@ class ScriptedEngine:
         return Usage(computed, size - computed, generated, generated - 1, calls=int(first))
 
     async def label_logprobs(
-        self, prefixes: Sequence[Prefix], suffix: Sequence[int], labels: Sequence[int]
+        self, prefixes: Sequence[Prefix], suffix: Sequence[int], labels: Sequence[Label]
     ) -> list[LabelScores]:
         if self._judge is None or len(labels) != 2:
             raise ConfigError(
@@ -130,8 +130,9 @@ class ScriptedEngine:
         scores = []
         for prefix in prefixes:
             good = min(max(self._judge(self.decode(prefix.ids)), 1e-9), 1 - 1e-9)
-            size = len(prefix) + len(suffix)
-            computed = size if self._known is None or prefix.ids not in self._known else 1 + len(suffix)
+            size = question_bound(len(prefix), len(suffix), labels).prompt
+            known = self._known is not None and prefix.ids in self._known
+            computed = size - len(prefix) + 1 if known else size
             scores.append(LabelScores((log(good), log(1 - good)), Usage(computed, size - computed, calls=1)))
         for score in scores:
             self.serve(score.usage)

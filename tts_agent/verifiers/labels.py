@@ -16,8 +16,9 @@ class LabelVerifier:
 
     The score is p(good) / (p(good) + p(bad)). Only the question's few tokens are new to the engine, since the branch
     is already computed, and nothing is generated (P(True) of Kadavath et al. 2022). `question` and the labels are
-    given as text and must encode to at least one and to exactly one token. `engine` may be another than the one that
-    samples; then the branch is computed there as well.
+    given as text. A label of several tokens is scored as a continuation, and its tokens but the last are charged; no
+    label may be the beginning of the other. `engine` may be another than the one that samples; then the branch is
+    computed there as well.
     """
 
     scope: Scope = "thought"
@@ -31,17 +32,21 @@ class LabelVerifier:
         if not self.question:
             raise ConfigError(f"question {question!r} encodes to no token")
         self._labels = [self._label(good), self._label(bad)]
-        if self._labels[0] == self._labels[1]:
-            raise ConfigError(f"labels {good!r} and {bad!r} are the same token; choose two that differ")
+        shared = min(map(len, self._labels))
+        if self._labels[0][:shared] == self._labels[1][:shared]:
+            raise ConfigError(
+                f"of labels {good!r} and {bad!r} one is the beginning of the other as tokens {self._labels!r}; "
+                "choose two that differ"
+            )
 
-    def _label(self, text: str) -> int:
+    def _label(self, text: str) -> tuple[int, ...]:
         ids = self.engine.encode(text)
-        if len(ids) != 1:
-            raise ConfigError(f"label {text!r} encodes to {len(ids)} tokens {ids!r}; choose one that is a single token")
-        return ids[0]
+        if not ids:
+            raise ConfigError(f"label {text!r} encodes to no token; choose one with at least one")
+        return ids
 
     def bound(self, prompt: int) -> Usage:
-        return question_bound(prompt, len(self.question))
+        return question_bound(prompt, len(self.question), self._labels)
 
     async def __call__(self, branches: Sequence[Branch]) -> list[Verdict | Unverified]:
         prefixes = [branch.prefix for branch in branches]

@@ -1,4 +1,4 @@
-"""The default engine: any Llama-family model folder, served in this process."""
+"""The default engine: a model folder, served in this process."""
 
 from tts_agent.engines.embedded.counters import Counters
 from tts_agent.engines.embedded.engine import EmbeddedEngine, EmbeddedStream

@@ -54,12 +54,21 @@ class Plan:
         self.positions = torch.tensor(positions)
         self.slots = torch.from_numpy(np.concatenate(slots))
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
         self._pool.store(layer, self.slots, key, value)
-        outs = [self._attend(layout, layer, query) for layout in self._layouts]
+        outs = [self._attend(layout, layer, query, scale, softcap) for layout in self._layouts]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
-    def _attend(self, at: Layout, layer: int, query: Tensor) -> Tensor:
+    def _attend(self, at: Layout, layer: int, query: Tensor, scale: float | None, softcap: float | None) -> Tensor:
         kv = self._pool.read(layer, at.slots).view(2, at.size, at.keys, self._kv_heads, -1)
         keys, values = kv.transpose(2, 3)
         q = query[at.first : at.last] if at.spread is None else query.index_select(0, at.spread)
@@ -68,10 +77,19 @@ class Plan:
         q = q.view(at.size, at.width, self._kv_heads, shared, dim).permute(0, 2, 1, 3, 4)
         q = q.reshape(at.size, self._kv_heads, at.width * shared, dim)
         mask = at.mask if shared == 1 else at.mask.repeat_interleave(shared, dim=2)
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        if softcap is None:
+            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
+        else:
+            out = _capped_attention(q, keys, values, mask, dim**-0.5 if scale is None else scale, softcap)
         out = out.view(at.size, self._kv_heads, at.width, shared, dim).transpose(1, 2)
         out = out.reshape(at.size * at.width, heads * dim)
         return out if at.gather is None else out.index_select(0, at.gather)
+
+
+def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:
+    """Attention whose scores saturate at +-`softcap` (Gemma 2, section 2)."""
+    scores = torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap)) * softcap
+    return torch.softmax(scores + mask, dim=-1) @ v
 
 
 def _layout(batch: Batch, first: int) -> Layout:

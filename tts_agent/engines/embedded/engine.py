@@ -9,10 +9,10 @@ from typing import Any, Self
 
 from tokenizers import Tokenizer
 
-from tts_agent.engines.base import Capabilities, Completion, LabelScores, Sampling
+from tts_agent.engines.base import Capabilities, Completion, Label, LabelScores, Sampling
 from tts_agent.engines.embedded.counters import Counters
 from tts_agent.engines.embedded.folder import read_end_ids, read_tokenizer
-from tts_agent.engines.embedded.llama import load_llama
+from tts_agent.engines.embedded.loading import load_model
 from tts_agent.engines.embedded.pool import token_bytes
 from tts_agent.engines.embedded.request import Mailbox, Message, Question, Sample
 from tts_agent.engines.embedded.scheduler import Scheduler
@@ -29,7 +29,8 @@ CACHE_BYTES = 512 * 2**20
 
 
 class EmbeddedEngine:
-    """Serves the Llama-family model in `folder`, in fp32 on the CPU.
+    """Serves the model in `folder`, in fp32 on the CPU: the Llama family by a forward pass of its own, others through
+    `transformers` (see `load_model`).
 
     Requests of any number of searches and event loops run together, one forward pass a step. What branches share
     is computed once and kept: `cache_tokens` tokens, by default as many as fit in 512 MiB, the least recently
@@ -59,7 +60,7 @@ class EmbeddedEngine:
         self._folder = Path(folder)
         self._name = name or f"embedded://{folder}"
         self._tokenizer: Tokenizer | None = None
-        model = load_llama(self._folder)
+        model = load_model(self._folder)
         self._shape = model.shape
         self._end_ids = read_end_ids(self._folder)
         self._cache_tokens = cache_tokens or max(1, CACHE_BYTES // token_bytes(model.shape))
@@ -108,7 +109,8 @@ class EmbeddedEngine:
         """See `Engine.sample`; must be called in a running event loop."""
         if not seeds:
             raise ConfigError("sample() needs at least one seed: one per sample")
-        self._check(prefix.ids, sampling.max_tokens, f"max_tokens={sampling.max_tokens!r}")
+        more = sampling.max_tokens
+        self._check(prefix.ids, more, f"max_tokens={more!r}", more)
         messages: Messages = asyncio.Queue()
         mailbox = Mailbox(asyncio.get_running_loop(), messages.put_nowait)
         request = Sample(prefix.ids, mailbox, sampling=sampling, seeds=tuple(seeds))
@@ -116,16 +118,21 @@ class EmbeddedEngine:
         return EmbeddedStream(self, self._worker, request, messages)
 
     async def label_logprobs(
-        self, prefixes: Sequence[Prefix], suffix: Sequence[int], labels: Sequence[int]
+        self, prefixes: Sequence[Prefix], suffix: Sequence[int], labels: Sequence[Label]
     ) -> list[LabelScores]:
-        suffix, labels = tuple(suffix), tuple(labels)
+        suffix = tuple(suffix)
+        asked = tuple((label,) if isinstance(label, int) else tuple(label) for label in labels)
+        if not all(asked):
+            raise ConfigError(f"labels {labels!r} have one without a token; a label needs at least one")
+        length = len(suffix) + max(map(len, asked), default=1) - 1
+        room = len(suffix) + sum(len(label) - 1 for label in asked)
         for prefix in prefixes:
-            self._check(prefix.ids, len(suffix), f"a question of {len(suffix)} tokens")
-        self._check_vocabulary((*suffix, *labels))
+            self._check(prefix.ids, length, f"a question of {length} tokens", room)
+        self._check_vocabulary((*suffix, *(id for label in asked for id in label)))
         loop = asyncio.get_running_loop()
         answers: list[asyncio.Future[LabelScores]] = [loop.create_future() for _ in prefixes]
         questions = [
-            Question(prefix.ids, Mailbox(loop, _answering(answer)), suffix=suffix, labels=labels)
+            Question(prefix.ids, Mailbox(loop, _answering(answer)), suffix=suffix, labels=asked)
             for prefix, answer in zip(prefixes, answers, strict=True)
         ]
         self._post(partial(self._scheduler.submit, *questions))
@@ -151,8 +158,8 @@ class EmbeddedEngine:
         if not self._worker.post(order):
             raise EngineUnavailable(f"{self.name} has stopped; make a new engine")
 
-    def _check(self, ids: tuple[int, ...], more: int, what: str) -> None:
-        """Refuse a prompt that can never run."""
+    def _check(self, ids: tuple[int, ...], more: int, what: str, room: int) -> None:
+        """Refuse a prompt that can never run: `more` tokens long at the end, with `room` tokens in the cache."""
         if not ids:
             raise PromptError("the prompt is empty: a prefix needs at least one token")
         if len(ids) + more > self._shape.context:
@@ -160,7 +167,7 @@ class EmbeddedEngine:
                 f"a prompt of {len(ids)} tokens and {what} do not fit the context of "
                 f"{self._shape.context} tokens; shorten one of them"
             )
-        if len(ids) + more > self._cache_tokens:
+        if len(ids) + room > self._cache_tokens:
             raise PromptError(
                 f"a prompt of {len(ids)} tokens and {what} do not fit the cache of "
                 f"cache_tokens={self._cache_tokens!r}; make it larger"

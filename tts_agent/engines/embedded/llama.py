@@ -15,10 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tts_agent.engines.embedded.folder import read_config, read_weights, require
+from tts_agent.engines.embedded.folder import read_weights
 from tts_agent.engines.embedded.model import Attend, Shape
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+ROTARY = ("default", "linear", "llama3")
+REQUIRED = (
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "rms_norm_eps",
+    "vocab_size",
+)
+"""What config.json must say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +90,23 @@ class Llama:
         return torch.cat((cos, cos), dim=-1).unsqueeze(1), torch.cat((-sin, sin), dim=-1).unsqueeze(1)
 
 
-def load_llama(folder: Path) -> Llama:
-    """The model in `folder`. Raises `ModelError` for anything that would not be computed exactly."""
-    config = read_config(folder)
+def unserved(config: Mapping[str, Any]) -> str:
+    """Why this forward pass would not compute the model of `config` exactly; empty if it does."""
     architecture = (config.get("architectures") or ["none"])[0]
-    require(folder, architecture in ARCHITECTURES, f"its architecture is {architecture!r}", ARCHITECTURES)
-    activation = config.get("hidden_act")
-    require(folder, activation == "silu", f"its hidden_act is {activation!r}", "'silu'")
-    require(folder, "quantization_config" not in config, "its weights are quantized", "plain weights")
+    if architecture not in ARCHITECTURES:
+        return f"its architecture is {architecture!r}, not one of {', '.join(ARCHITECTURES)}"
+    if missing := [key for key in REQUIRED if key not in config]:
+        return f"config.json lacks {missing!r}"
+    if config.get("hidden_act") != "silu":
+        return f"its hidden_act is {config.get('hidden_act')!r}, not 'silu'"
+    if "quantization_config" in config:
+        return "its weights are quantized"
+    kind = _rope(config).get("rope_type", _rope(config).get("type", "default"))
+    return "" if kind in ROTARY else f"its rotary embedding is of type {kind!r}, not one of {', '.join(ROTARY)}"
+
+
+def load_llama(folder: Path, config: Mapping[str, Any]) -> Llama:
+    """The model in `folder`, which must not be `unserved`. Raises `ModelError` if its weights do not fit."""
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     context = config["max_position_embeddings"]
     shape = Shape(
@@ -100,7 +120,7 @@ def load_llama(folder: Path) -> Llama:
         context=min(context, config.get("sliding_window") or context),
     )
     weights = read_weights(folder, _expected(shape, config))
-    frequencies = _frequencies(folder, config, shape.head_dim)
+    frequencies = _frequencies(config, shape.head_dim)
     return Llama(shape, weights, eps=config["rms_norm_eps"], frequencies=frequencies)
 
 
@@ -127,15 +147,18 @@ def _expected(shape: Shape, config: Mapping[str, Any]) -> dict[str, tuple[int, .
     return expected
 
 
-def _frequencies(folder: Path, config: Mapping[str, Any], head_dim: int) -> Tensor:
-    """Rotary frequencies; older folders keep base and scaling apart, newer ones in `rope_parameters`."""
-    rope: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Rotary settings; older folders keep base and scaling apart, newer ones both in `rope_parameters`."""
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+
+
+def _frequencies(config: Mapping[str, Any], head_dim: int) -> Tensor:
+    """Rotary frequencies, radians per position."""
+    rope = _rope(config)
     kind = rope.get("rope_type", rope.get("type", "default"))
     base = rope.get("rope_theta") or config.get("rope_theta") or 10_000.0
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     frequencies: Tensor = 1.0 / base**exponents
-    known = ("default", "linear", "llama3")
-    require(folder, kind in known, f"its rotary embedding is of type {kind!r}", known)
     if kind == "linear":
         frequencies = frequencies / rope["factor"]
     return _llama3(frequencies, rope) if kind == "llama3" else frequencies

@@ -22,9 +22,19 @@ class Shape:
 class Attend(Protocol):
     """Attention over the step's plan: stores keys and values, returns what each query reads."""
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
         """`query` is `[tokens, heads, head_dim]`, `key` and `value` `[tokens, kv_heads, head_dim]`, positions
-        applied; returns `[tokens, heads * head_dim]`."""
+        applied; returns `[tokens, heads * head_dim]`. Scores are multiplied by `scale` (None: `head_dim ** -0.5`) and
+        saturate at +-`softcap` (None: they do not)."""
         ...
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from tts_agent.engines.base import Completion, LabelScores, Sampling
 from tts_agent.engines.embedded.counters import Counters
 from tts_agent.engines.embedded.grouping import Row
-from tts_agent.engines.embedded.radix import Node, Slots
+from tts_agent.engines.embedded.radix import NO_SLOTS, Node, Slots
 from tts_agent.errors import EngineUnavailable
 from tts_agent.usage import Usage
 
@@ -114,19 +115,41 @@ class Branch:
 
 @dataclass(slots=True, eq=False)
 class Question(Prompt):
-    """Asks for the log-probabilities of `labels` after `ids + suffix`; the suffix is computed and not kept."""
+    """Asks for the log-probabilities of `labels` after `ids + suffix`; what is computed for them is not kept.
+
+    `heads` are what must be computed of labels of several tokens: each label but its last token, without those that
+    are the beginning of another.
+    """
 
     suffix: tuple[int, ...]
-    labels: tuple[int, ...]
+    labels: tuple[tuple[int, ...], ...]
+    heads: tuple[tuple[int, ...], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = sorted({label[:-1] for label in self.labels if len(label) > 1})
+        # In sorted order the extensions of a head follow it.
+        following = (*found[1:], ())
+        self.heads = tuple(head for head, after in zip(found, following, strict=False) if after[: len(head)] != head)
 
     @property
     def room(self) -> int:
-        """Slots that the suffix takes for one step."""
-        return len(self.suffix)
+        """Slots that suffix and heads take for one step."""
+        return len(self.suffix) + sum(map(len, self.heads))
 
     @property
     def usage(self) -> Usage:
         return Usage(prompt_computed=self.computed, prompt_cached=self.cached, calls=1)
+
+    def score(self, logprobs: Tensor) -> tuple[float, ...]:
+        """The labels' log-probabilities from those `[1 + tokens of heads, vocab]` after the suffix and in each head."""
+        after: dict[tuple[int, ...], int] = {(): 0}
+        row = 0
+        for head in self.heads:
+            for end in range(1, len(head) + 1):
+                row += 1
+                after[head[:end]] = row
+        rows = [[after[label[:k]] for k in range(len(label))] for label in self.labels]
+        return tuple(float(logprobs[row, list(label)].sum()) for row, label in zip(rows, self.labels, strict=True))
 
 
 Request = Sample | Question
@@ -134,18 +157,42 @@ Request = Sample | Question
 
 @dataclass(slots=True, eq=False)
 class Chunk:
-    """Tokens of a prompt that one step computes: the first `kept` continue it, the rest is a question's suffix."""
+    """Tokens of a prompt that one step computes: the first `kept` continue it, the rest is a question's suffix.
+
+    `heads` are those of a question that is complete with this chunk; they continue `ids`, each alone.
+    """
 
     prompt: Request
     ids: tuple[int, ...]
     kept: int
-    row: Row = field(init=False)  # set when the step's slots are dealt
+    heads: tuple[tuple[int, ...], ...] = ()
+    rows: list[Row] = field(init=False)  # of `ids` (empty if all is cached) and of each head; set by `place`
 
     @classmethod
     def next_of(cls, prompt: Request, budget: int) -> "Chunk":
-        """The next tokens of `prompt`, about `budget` at most; a suffix goes whole, with the last of them."""
+        """The next tokens of `prompt`, about `budget` at most; suffix and heads go whole, with the last of them."""
         assert prompt.node is not None
         at = prompt.node.depth
         ids = prompt.ids[at : at + budget]
-        suffix = prompt.suffix if isinstance(prompt, Question) and at + len(ids) == len(prompt.ids) else ()
-        return cls(prompt, ids + suffix, len(ids))
+        if isinstance(prompt, Question) and at + len(ids) == len(prompt.ids):
+            return cls(prompt, ids + prompt.suffix, len(ids), prompt.heads)
+        return cls(prompt, ids, len(ids))
+
+    @property
+    def size(self) -> int:
+        """Tokens, each of which takes a slot."""
+        return len(self.ids) + sum(map(len, self.heads))
+
+    def place(self, slots: Slots) -> None:
+        """Make rows that use `slots`."""
+        assert self.prompt.node is not None
+        start, end = self.prompt.node.depth, len(self.ids)
+        self.rows = [Row(NO_SLOTS, self.ids, start, slots[:end])]
+        for head in self.heads:
+            self.rows.append(Row(slots[: len(self.ids)], head, start + len(self.ids), slots[end : end + len(head)]))
+            end += len(head)
+
+    @property
+    def spare(self) -> Slots:
+        """Slots that are free again after the step."""
+        return np.concatenate([self.rows[0].slots[self.kept :], *(row.slots for row in self.rows[1:])])

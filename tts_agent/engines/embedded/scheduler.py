@@ -18,7 +18,7 @@ from tts_agent.engines.embedded.counters import Counters
 from tts_agent.engines.embedded.grouping import Row, groups
 from tts_agent.engines.embedded.model import Model
 from tts_agent.engines.embedded.pool import SlotPool
-from tts_agent.engines.embedded.radix import NO_SLOTS, Node, RadixTree, Slots
+from tts_agent.engines.embedded.radix import Node, RadixTree, Slots
 from tts_agent.engines.embedded.request import Branch, Chunk, Mailbox, Message, Question, Request, Sample
 from tts_agent.engines.embedded.sampler import draw, uniforms
 from tts_agent.errors import EngineUnavailable
@@ -161,29 +161,30 @@ class Scheduler:
     # The forward pass
 
     def _forward(self) -> list[tuple[Question, Tensor]]:
-        """Run the step's tokens; returns the questions that are complete with the hidden state after each."""
+        """Run the step's tokens; returns the questions that are complete with the hidden states that answer each."""
         decoded = [branch for branch in self._branches if branch.ids]
         chunks = self._chunks()
-        slots = self._take(len(decoded) + sum(len(chunk.ids) for chunk in chunks))
+        slots = self._take(len(decoded) + sum(chunk.size for chunk in chunks))
         rows: list[tuple[Node, Row]] = []
         for at, branch in enumerate(decoded):
             branch.slots[branch.run] = slots[at]
             rows.append((_node(branch.request), _branch_row(branch)))
         at = len(decoded)
         for chunk in chunks:
-            chunk.row = Row(NO_SLOTS, chunk.ids, _node(chunk.prompt).depth, slots[at : at + len(chunk.ids)])
-            at += len(chunk.ids)
-            if chunk.ids:
-                rows.append((_node(chunk.prompt), chunk.row))
+            chunk.place(slots[at : at + chunk.size])
+            at += chunk.size
+            rows.extend((_node(chunk.prompt), row) for row in chunk.rows if row.ids)
         hidden = self._run(rows) if rows else torch.empty(0)
         for branch in decoded:
             branch.run += 1
         done = [chunk for chunk in chunks if self._advance(chunk)]
-        return [
-            (chunk.prompt, hidden[chunk.row.last] if chunk.ids else self.pool.hidden[_node(chunk.prompt).last_slot])
-            for chunk in done
-            if isinstance(chunk.prompt, Question)
-        ]
+        return [(chunk.prompt, self._read(chunk, hidden)) for chunk in done if isinstance(chunk.prompt, Question)]
+
+    def _read(self, chunk: Chunk, hidden: Tensor) -> Tensor:
+        """The hidden states `[1 + tokens of heads, hidden]` after a question and after each token of its heads."""
+        first, *heads = chunk.rows
+        asked = hidden[first.last] if first.ids else self.pool.hidden[_node(chunk.prompt).last_slot]
+        return torch.cat([asked.unsqueeze(0), *(hidden[row.last + 1 - len(row.ids) : row.last + 1] for row in heads)])
 
     def _chunks(self) -> list[Chunk]:
         """The tokens of each prompt to compute in this step."""
@@ -193,7 +194,7 @@ class Scheduler:
             if budget <= 0:
                 break
             chunks.append(Chunk.next_of(prompt, budget))
-            budget -= max(len(chunks[-1].ids), 1)
+            budget -= max(chunks[-1].size, 1)
         return chunks
 
     def _take(self, count: int) -> Slots:
@@ -221,13 +222,13 @@ class Scheduler:
         prompt, node, kept = chunk.prompt, _node(chunk.prompt), chunk.kept
         if kept:
             self._computing.remove(_frontier(prompt))
-            end, spare = self.tree.insert(node, chunk.ids[:kept], chunk.row.slots[:kept])
+            end, spare = self.tree.insert(node, chunk.ids[:kept], chunk.rows[0].slots[:kept])
             self.tree.lock(end)
             self.tree.unlock(node)
             self.pool.give(spare)
             prompt.node = end
-        self.pool.give(chunk.row.slots[kept:])
-        prompt.computed += len(chunk.ids)
+        self.pool.give(chunk.spare)
+        prompt.computed += chunk.size
         if _node(prompt).depth < len(prompt.ids):
             self._computing.add(_frontier(prompt))
             return False
@@ -250,12 +251,13 @@ class Scheduler:
         last = torch.tensor([branch.last_slot for branch in branches], dtype=torch.int64)
         hidden = self.pool.hidden.index_select(0, last)
         if asked:
-            hidden = torch.cat((hidden, torch.stack([state for _, state in asked])))
+            hidden = torch.cat((hidden, *(states for _, states in asked)))
         logits = self._model.logits(hidden)
         if asked:
             scores = torch.log_softmax(logits[len(branches) :], dim=-1)
-            for (question, _), row in zip(asked, scores, strict=True):
-                answer = tuple(row[list(question.labels)].tolist())
+            parts = torch.split(scores, [len(states) for _, states in asked])
+            for (question, _), part in zip(asked, parts, strict=True):
+                answer = question.score(part)
                 self.outbox.append((question.mailbox, LabelScores(answer, question.usage)))
                 self._totals["cached"] += question.cached
         if branches:

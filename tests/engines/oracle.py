@@ -1,0 +1,98 @@
+"""What a model says, computed the plain way: one sequence at a time, with nothing shared and nothing kept."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tts_agent import Prefix, Sampling
+from tts_agent.engines import Completion, Label
+
+NEAR = 2e-4
+"""How far a uniform number may lie outside the interval of the token that it drew, both being rounded."""
+
+
+class Oracle:
+    """Plain forwards of a model with its own eager attention."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._logprobs = lru_cache(4096)(self._forward)
+
+    @classmethod
+    def of(cls, folder: Path) -> "Oracle":
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        return cls(model.eval())
+
+    def logprobs(self, ids: Sequence[int]) -> torch.Tensor:
+        """Log-probabilities `[len(ids), vocabulary]` of the token after each of `ids`."""
+        return self._logprobs(tuple(ids))
+
+    def _forward(self, ids: tuple[int, ...]) -> torch.Tensor:
+        with torch.inference_mode():
+            return torch.log_softmax(self.model(torch.tensor([ids])).logits[0], dim=-1)
+
+    def label(self, ids: Sequence[int], label: Label) -> float:
+        """Log-probability of `label` after `ids`."""
+        said = (label,) if isinstance(label, int) else label
+        rows = self.logprobs((*ids, *said))[len(ids) - 1 : -1]
+        return float(sum(rows[i, token] for i, token in enumerate(said)))
+
+    def check(self, prefix: Prefix, completion: Completion, seed: int, sampling: Sampling) -> None:
+        """The completion's tokens are those that its seed draws, its log-probabilities those of a plain forward."""
+        ids = completion.ids
+        assert 0 < len(ids) <= sampling.max_tokens
+        assert not set(ids[:-1]) & set(sampling.stop_ids)
+        stopped = ids[-1] in sampling.stop_ids
+        assert completion.finish == ("stop" if stopped else "length")
+        assert stopped or len(ids) == sampling.max_tokens
+        rows = self.logprobs(prefix.ids + ids)[len(prefix) - 1 : -1]
+        raw = [float(rows[i, token]) for i, token in enumerate(ids)]
+        assert completion.logprobs == pytest.approx(raw, abs=1e-4)
+        for place, token in enumerate(ids):
+            self.check_draw(rows[place], token, uniform(seed, place), sampling)
+
+    def check_draw(self, logprobs: torch.Tensor, token: int, number: float, sampling: Sampling) -> None:
+        """`token` is the one whose interval of the cumulative distribution holds `number`."""
+        if not sampling.temperature:
+            assert float(logprobs[token]) >= float(logprobs.max()) - 1e-4
+            return
+        probs = kept(torch.softmax(logprobs.double() / sampling.temperature, dim=-1), sampling)
+        above = float(probs[: token + 1].sum() / probs.sum())
+        below = float(probs[:token].sum() / probs.sum())
+        assert below - NEAR <= number <= above + NEAR, f"{token} was drawn by {number}, its place is {below}-{above}"
+
+
+def kept(probs: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """`probs` without what top-k, then top-p leave out."""
+    if not sampling.top_k and sampling.top_p == 1:
+        return probs
+    order = sorted(range(len(probs)), key=lambda i: (-float(probs[i]), i))
+    order = order[: sampling.top_k or len(order)]
+    total, before, stay = sum(float(probs[i]) for i in order), 0.0, []
+    for i in order:
+        if stay and before >= sampling.top_p * total:
+            break
+        stay.append(i)
+        before += float(probs[i])
+    out = torch.zeros_like(probs)
+    out[stay] = probs[stay]
+    return out
+
+
+def uniform(seed: int, position: int) -> float:
+    """The number in [0, 1) that draws the token at `position` of the sample of `seed`."""
+    return (_mix((_mix(seed & MASK) + position) & MASK) >> 11) * 2.0**-53
+
+
+MASK = 2**64 - 1
+
+
+def _mix(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
