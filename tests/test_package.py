@@ -11,7 +11,7 @@ PACKAGE = Path(tts_agent.__file__).parent
 
 LAYERS = [
     {"errors", "prefix", "usage", "thought", "budget", "events", "tree", "outcome", "task", "dialect"},
-    {"engines", "verifiers"},
+    {"engines", "verifiers", "dialects"},
     {"search", "trace", "pocket"},
     {"nodes"},
     {"demo", "cli"},

@@ -1,0 +1,168 @@
+"""Agents with tools on real token ids: what one step computed is a prefix of what the next one asks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests import models
+from tests.dialects.world import TokenEngine, add, look_up
+from tts_agent import Budget, Prefix, Sampling
+from tts_agent.dialects import TemplateDialect
+from tts_agent.engines.embedded import EmbeddedEngine
+from tts_agent.nodes import create_planning_agent
+from tts_agent.prefix import unpack_ids
+from tts_agent.verifiers import LabelVerifier
+
+CALLS = (
+    '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "look_up", "arguments": {"city": "Rome"}}\n</tool_call><|im_end|>'
+)
+
+
+def talk(prompt: str, seed: int) -> str:
+    """Reasons and calls two tools at first, then answers; of three samples one is broken."""
+    results = prompt.rpartition("<|im_start|>user")[2].count("<tool_response>")
+    if seed % 3 == 0:
+        return "<tool_call>\nadd it up\n</tool_call><|im_end|>"
+    if results:
+        return f"There were {results} results.<|im_end|>"
+    return f"<think>\nSeed {seed % 7}, naïve café 🦊.\n</think>\n\nI look.\n{CALLS}"
+
+
+def prefixes_of(updates: Sequence[dict[str, Any]]) -> list[Prefix]:
+    return [Prefix(unpack_ids(update["plan"]["tts"]["prefix"])) for update in updates if "plan" in update]
+
+
+@pytest.mark.parametrize("folder", [models.qwen, models.forgetful_qwen])
+async def test_every_step_extends_what_the_step_before_computed(folder: Any) -> None:
+    engine = TokenEngine(folder(), talk, cache=True)
+    agent = create_planning_agent(
+        engine,
+        dialect=TemplateDialect(engine, folder(), tools=[add, look_up], sampling=Sampling(max_tokens=300)),
+        tools=[add, look_up],
+        strategy="best_of_n",
+        budget=Budget(calls=8),
+    ).compile(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    updates = [
+        update async for update in agent.astream({"messages": [HumanMessage("Go.")]}, config, stream_mode="updates")
+    ]
+    messages = (await agent.aget_state(config)).values["messages"]
+    kinds = [type(message) for message in messages]
+    assert kinds == [HumanMessage, AIMessage, ToolMessage, ToolMessage, AIMessage]
+    assert messages[-1].text == "There were 2 results."
+    assert messages[2].text == "3"
+    first, second = prefixes_of(updates)
+    assert second.starts_with(first)
+    # Every request begins with the conversation so far, to the token.
+    roots = [prefix for prefix, _ in engine.requests]
+    assert all(prefix.starts_with(roots[0]) for prefix in roots)
+    later = [prefix for prefix in roots if len(prefix) > len(first)]
+    assert later and all(prefix.starts_with(first) for prefix in later)
+
+
+class RecordingEngine(EmbeddedEngine):
+    """Remembers what it was asked to continue, and what it said."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        super().__init__(folder, **options)
+        self.asked: list[Prefix] = []
+
+    def sample(self, prefix: Prefix, sampling: Sampling, *, seeds: Sequence[int], at: float = 0.0) -> Any:
+        self.asked.append(prefix)
+        return super().sample(prefix, sampling, seeds=seeds, at=at)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with a byte-level tokenizer that has learned one conversation with two tool calls by heart."""
+    folder = tmp_path_factory.mktemp("taught")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (models.qwen() / name).is_file():
+            (folder / name).write_bytes((models.qwen() / name).read_bytes())
+    engine = TokenEngine(folder)
+    dialect = TemplateDialect(engine, folder, tools=[add, look_up])
+    template, end = dialect.template, engine.tokens.special["<|im_end|>"]
+    prompt = template.prompt([{"role": "user", "content": "Go."}])
+    turn = prompt + engine.encode(CALLS)[:-1]
+    results = [add.invoke({"a": 1, "b": 2}), look_up.invoke({"city": "Rome"})]
+    news = template.extension(turn, [{"role": "tool", "content": str(result)} for result in results])
+    lesson = (*turn, *news, *engine.encode("It is done."), end)
+    learn(folder, lesson, spoken=[range(len(prompt), len(turn) + 1), range(len(turn + news), len(lesson))], end=end)
+    return folder
+
+
+def learn(folder: Path, lesson: Sequence[int], *, spoken: Sequence[range], end: int) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=768,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        eos_token_id=end,
+    )
+    model, ids = LlamaForCausalLM(config), torch.tensor([lesson])
+    labels = torch.full_like(ids, -100)
+    for places in spoken:
+        labels[0, list(places)] = ids[0, list(places)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(70):
+        loss = model(ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+    model.save_pretrained(folder)
+
+
+async def test_an_agent_with_tools_plans_on_the_embedded_engine(taught: Path) -> None:
+    engine = RecordingEngine(taught)
+    dialect = TemplateDialect(engine, taught, tools=[add, look_up], sampling=Sampling(max_tokens=120, temperature=0.3))
+    verifier = LabelVerifier(engine, question="Good?", good=" yes", bad=" no")
+    agent = create_planning_agent(
+        engine,
+        dialect=dialect,
+        tools=[add, look_up],
+        strategy="best_of_n",
+        verifier=verifier,
+        budget=Budget(calls=40, generated_tokens=2000),
+    ).compile(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    updates = [
+        update async for update in agent.astream({"messages": [HumanMessage("Go.")]}, config, stream_mode="updates")
+    ]
+    state = (await agent.aget_state(config)).values
+    assert [message.type for message in state["messages"]] == ["human", "ai", "tool", "tool", "ai"]
+    assert state["messages"][-1].text == "It is done."
+    first, second = prefixes_of(updates)
+    assert second.starts_with(first)
+    roots = sorted({prefix.ids for prefix in engine.asked}, key=len)
+    assert len(roots) == 2
+    assert roots[1][: len(first)] == first.ids
+    # The second step computes only what is new since the first one.
+    usage = state["tts"]["outcome"]["usage"]
+    assert usage["prompt_cached"] >= len(first) - 1
+    await engine.aclose()
+
+
+async def test_garbage_of_a_random_model_is_still_an_answer() -> None:
+    engine = RecordingEngine(models.llama())
+    dialect = TemplateDialect(engine, models.llama(), sampling=Sampling(max_tokens=24))
+    agent = create_planning_agent(
+        engine, dialect=dialect, tools=[add], strategy="best_of_n", budget=Budget(calls=10)
+    ).compile(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    for text in ("Hello 🦊", "And [INST] now </s>?"):
+        state = await agent.ainvoke({"messages": [HumanMessage(text)]}, config)
+        assert state["messages"][-1].type == "ai"
+    assert len(state["messages"]) == 4
+    await engine.aclose()

@@ -1,0 +1,125 @@
+"""Tool calls in three formats."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tts_agent.dialects.calls import OPEN, Call, CallFormat, Spoken, find_format, read_calls
+from tts_agent.dialects.turn import Turn
+
+SUM = Call("add", {"a": 1, "b": 2})
+READ: list[tuple[CallFormat, str, Spoken]] = [
+    ("hermes", "Just text.", Spoken("Just text.")),
+    ("hermes", '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>', Spoken("", (SUM,))),
+    (
+        "hermes",
+        'First\n<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>\n'
+        '<tool_call>{"name": "now"}</tool_call>',
+        Spoken("First", (SUM, Call("now", {}))),
+    ),
+    ("hermes", '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1, \\"b\\": 2}"}</tool_call>', Spoken("", (SUM,))),
+    ("hermes", 'Hm <tool_call>{"name": "ad', Spoken("Hm", (), OPEN)),
+    ("llama", '{"name": "add", "parameters": {"a": 1, "b": 2}}', Spoken("", (SUM,))),
+    ("llama", '<|python_tag|>{"name": "add", "parameters": {"a": 1, "b": 2}}', Spoken("", (SUM,))),
+    ("llama", '{"name": "add", "parameters": {"a": 1, "b": 2}}; {"name": "now"}', Spoken("", (SUM, Call("now", {})))),
+    ("llama", '{"answer": 42}', Spoken('{"answer": 42}')),
+    ("llama", "{this} is prose", Spoken("{this} is prose")),
+    ("llama", '{"name": "add", "parameters": {"a"', Spoken("", (), OPEN)),
+    ("mistral", '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1, "b": 2}}]', Spoken("", (SUM,))),
+    ("mistral", 'So: [TOOL_CALLS]add[ARGS]{"a": 1, "b": 2}', Spoken("So:", (SUM,))),
+    (
+        "mistral",
+        '[TOOL_CALLS]add[CALL_ID]Ab3[ARGS]{"a": 1, "b": 2}[TOOL_CALLS]now{}',
+        Spoken("", (SUM, Call("now", {}))),
+    ),
+    ("mistral", '[TOOL_CALLS] [{"name": "add"', Spoken("", (), OPEN)),
+    ("mistral", "[TOOL_CALLS]ad", Spoken("", (), OPEN)),
+]
+
+
+@pytest.mark.parametrize(("form", "text", "spoken"), READ)
+def test_calls_are_read(form: CallFormat, text: str, spoken: Spoken) -> None:
+    assert read_calls(text, form) == spoken
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "problem"),
+    [
+        ("hermes", "<tool_call>add(1, 2)</tool_call>", "not JSON"),
+        ("hermes", '<tool_call>{"arguments": {}}</tool_call>', "names no tool"),
+        ("hermes", '<tool_call>{"name": "add", "arguments": [1, 2]}</tool_call>', "no JSON object"),
+        ("llama", '{"name": "add", "parameters": 3}', "no JSON object"),
+        ("llama", '{"name": "add" "parameters": {}}', "not JSON"),
+        ("mistral", "[TOOL_CALLS] [add]", "not JSON"),
+        ("mistral", "[TOOL_CALLS]add[ARGS]{1}", "not JSON"),
+    ],
+)
+def test_a_call_that_cannot_be_carried_out_is_a_problem(form: CallFormat, text: str, problem: str) -> None:
+    assert problem in read_calls(text, form).problem
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3))
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=4), st.integers(1, 3), st.sampled_from(["hermes", "llama", "mistral"]))
+def test_what_is_written_is_read(args: dict[str, Any], count: int, form: CallFormat) -> None:
+    tags = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]")
+    if any(tag in json.dumps(args) for tag in tags):
+        return
+    one = json.dumps({"name": "f", "arguments": args})
+    text = {
+        "hermes": "\n".join(f"<tool_call>\n{one}\n</tool_call>" for _ in range(count)),
+        "llama": "; ".join([one] * count),
+        "mistral": f"[TOOL_CALLS] [{', '.join([one] * count)}]",
+    }[form]
+    assert read_calls(text, form) == Spoken("", (Call("f", args),) * count)
+
+
+@given(st.text(), st.sampled_from(["hermes", "llama", "mistral"]))
+def test_no_text_breaks_the_reader(text: str, form: CallFormat) -> None:
+    for beginning in ("", "<tool_call>", '{"name": ', "[TOOL_CALLS]", "[TOOL_CALLS]["):
+        read_calls(beginning + text, form)
+
+
+@pytest.mark.parametrize(
+    ("rendered", "form"),
+    [
+        ('x<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', "hermes"),
+        ('x{"name": "f", "parameters": {"a": 1}}', "llama"),
+        ('[TOOL_CALLS] [{"name": "f", "arguments": {}}]', "mistral"),
+        ("[TOOL_CALLS]f[ARGS]{}", "mistral"),
+        ("<function=f><parameter=a>1</parameter></function>", None),
+    ],
+)
+def test_the_format_is_found_in_what_the_template_writes(rendered: str, form: CallFormat | None) -> None:
+    assert find_format(rendered, "f") == form
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "turn"),
+    [
+        ("<think>\nHm.\n</think>\n\nYes.", False, Turn("Yes.", "Hm.")),
+        ("Hm.\n</think>\n\nYes.", True, Turn("Yes.", "Hm.")),
+        ("Yes.", False, Turn("Yes.")),
+        ("<think>\nHm", False, Turn("", "Hm")),
+        ("Hm", True, Turn("", "Hm")),
+        ("[THINK]Hm[/THINK]Yes.", False, Turn("Yes.", "Hm")),
+        ("", False, Turn("")),
+        (
+            '<think>\n<tool_call>{"name": "x"}</tool_call></think>Yes.',
+            False,
+            Turn("Yes.", '<tool_call>{"name": "x"}</tool_call>'),
+        ),
+    ],
+)
+def test_reasoning_is_told_from_the_answer(text: str, thinking: bool, turn: Turn) -> None:
+    assert Turn.read(text, form="hermes", thinking=thinking, tools=["add"]) == turn
+    assert Turn.from_json(turn.to_json()) == turn
+
+
+def test_a_tool_that_is_not_there_is_a_problem() -> None:
+    turn = Turn.read('<tool_call>{"name": "sub"}</tool_call>', form="hermes", thinking=False, tools=["add", "now"])
+    assert turn.problem == "there is no tool 'sub'; known: add, now"

@@ -1,0 +1,215 @@
+"""The dialect of any model that comes with a chat template."""
+
+import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from langchain_core.messages import AIMessage, AnyMessage, ToolCall, ToolMessage
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from tts_agent.dialect import Answer, Decided, Request
+from tts_agent.dialects.calls import FORMATS, CallFormat, find_format
+from tts_agent.dialects.findings import CALLED, RESULT, Finding, examine
+from tts_agent.dialects.messages import ChatMessage, chat
+from tts_agent.dialects.template import HELLO, Template
+from tts_agent.dialects.turn import Turn
+from tts_agent.engines.base import Engine, Sampling
+from tts_agent.errors import ConfigError
+from tts_agent.prefix import Prefix
+from tts_agent.task import Task
+from tts_agent.thought import Observation, Reading, Thought
+
+PROBE = "Größe: 42 <b>\n\tfin 🦊"
+"""Text by which two tokenizers are told apart."""
+
+
+class TemplateDialect:
+    """Reads and writes messages by the chat template in a Hugging Face `folder`, the one whose model `engine` serves.
+
+    A thought is a whole turn of the model: what it says and the `tools` it calls. With `thought_end`, texts such as
+    a newline, a turn is made of several thoughts, each at most `thought_tokens` long: a thought ends with the token
+    that contains such a text, and that token stays whole. `sampling` says how turns are drawn; `max_tokens` bounds a
+    turn. A turn whose tool calls cannot be carried out is invalid.
+
+    What is new in a conversation is put after the ids that the run has computed; the history is not rendered again
+    and the model's own ids are kept. Where others changed the history (a summary, an edited call) the conversation is
+    rendered from scratch, once. What looks like a special token in messages stays text.
+
+    `calls` is the format of tool calls, by default the one in which the template writes them. `today` and `variables`
+    are for the template (see `Renderer`). `findings` tells what is peculiar about the template.
+    Raises `ModelError` if the folder's template cannot be used, `ConfigError` for tools that it cannot tell of.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        folder: str | Path,
+        *,
+        tools: Sequence[BaseTool | Callable[..., Any] | Mapping[str, Any]] = (),
+        sampling: Sampling | None = None,
+        thought_end: Sequence[str] = (),
+        thought_tokens: int | None = None,
+        max_thoughts: int | None = None,
+        calls: CallFormat | None = None,
+        today: datetime.date | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        if calls is not None and calls not in FORMATS:
+            raise ConfigError(f"unknown format of tool calls {calls!r}; known: {', '.join(FORMATS)}")
+        schemas = [convert_to_openai_tool(tool) for tool in tools]
+        self.engine = engine
+        ends = engine.capabilities.end_ids
+        self.template = Template(folder, tools=schemas, end_ids=ends, today=today, variables=variables)
+        self._check_engine(folder)
+        self._tools = tuple(str(schema["function"]["name"]) for schema in schemas)
+        self._form = (calls or self._find_calls(folder)) if schemas else None
+        own = () if self.template.end_id is None else (self.template.end_id,)
+        self.end_ids = tuple(dict.fromkeys((*ends, *own)))
+        """Tokens that end a turn."""
+        self._turn = replace(sampling or Sampling(max_tokens=1024), stop_ids=self.end_ids)
+        stops = self._tokens_with(thought_end)
+        self._thought = replace(
+            self._turn,
+            stop_ids=(*self.end_ids, *stops),
+            max_tokens=self._turn.max_tokens if thought_tokens is None else thought_tokens,
+        )
+        self._whole = not thought_end
+        self._max_thoughts = max_thoughts
+        self.findings: tuple[Finding, ...] = examine(self.template, end_ids=ends, form=self._form)
+
+    # --- made once
+
+    def _check_engine(self, folder: str | Path) -> None:
+        if self.template.tokens.encode(PROBE) != self.engine.encode(PROBE):
+            raise ConfigError(
+                f"engine {self.engine.name!r} and the tokenizer in {str(folder)!r} make different ids of {PROBE!r}; "
+                "pass the folder of the model that the engine serves"
+            )
+
+    def _find_calls(self, folder: str | Path) -> CallFormat:
+        template, name = self.template, str(CALLED["tool_calls"][0]["function"]["name"])
+        hello, _ = template.text([HELLO], generation=True)
+        silent = template.renderer.render([HELLO], generation=True)
+        if missing := [tool for tool in self._tools if tool not in hello or hello == silent]:
+            raise ConfigError(
+                f"the chat template in {str(folder)!r} does not tell the model of the tool {missing[0]!r}; use a model "
+                "whose template knows tools, or describe them in a system message and pass none"
+            )
+        written, _ = template.text([HELLO, CALLED], generation=False)
+        form = find_format(written, name)
+        if form is None:
+            raise ConfigError(
+                f"the chat template in {str(folder)!r} writes tool calls in a format that is not known; set calls= to "
+                f"one of {', '.join(FORMATS)}, or pass no tools"
+            )
+        template.after([RESULT], generation=True)  # raises if it takes no results
+        return form
+
+    def _tokens_with(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """The tokens in which one of `texts` occurs."""
+        if not texts:
+            return ()
+        if not all(texts):
+            raise ConfigError(f"thought_end={list(texts)!r} contains an empty text, which is everywhere; leave it out")
+        decode = self.template.tokens.decode
+        stops = tuple(
+            number
+            for number in sorted(self.template.tokens.vocabulary().values())
+            if any(text in decode([number]) for text in texts)
+        )
+        if not stops:
+            raise ConfigError(f"no token contains a text of thought_end={list(texts)!r}; choose shorter ones, as '\\n'")
+        return stops
+
+    # --- the protocol
+
+    def request(self, messages: Sequence[AnyMessage], last: Decided | None) -> Request | Answer:
+        said = chat(messages)
+        newest = max((place for place, message in enumerate(said) if message["role"] == "assistant"), default=-1)
+        news = said[newest + 1 :]
+        self._check_news(said, newest)
+        history = self.template.digest(said)
+        if last is not None and newest >= 0 and self._is_told(said[:newest], messages[newest], last.thought):
+            root = last.prefix.extend(self.template.extension(last.prefix.ids, news))
+        else:
+            root = Prefix(self.template.prompt(said))
+        answers = messages[newest + 1 :] if newest >= 0 else []
+        observations = tuple(Observation(seen.text, False) for seen in answers if isinstance(seen, ToolMessage))
+        return Request(self._task(root, history), observations)
+
+    @staticmethod
+    def _check_news(said: Sequence[ChatMessage], newest: int) -> None:
+        if not said:
+            raise ConfigError("there are no messages; begin with a message of a human")
+        if newest == len(said) - 1:
+            raise ConfigError(
+                "the newest message is the model's own, so there is nothing to answer; add a message of a human or the "
+                "results of its tool calls"
+            )
+        answered = {message.get("tool_call_id") for message in said[newest + 1 :]}
+        calls = said[newest].get("tool_calls", []) if newest >= 0 else []
+        if open_calls := [call["id"] for call in calls if call["id"] not in answered]:
+            raise ConfigError(
+                f"tool calls {open_calls!r} have no result; add a ToolMessage for each, or take the calls out"
+            )
+
+    def _is_told(self, before: Sequence[ChatMessage], decision: AnyMessage, thought: Thought) -> bool:
+        """Whether `decision` is what `thought` decided, after the very messages that it was made for."""
+        action = thought.action
+        if not isinstance(action, dict) or action.get("history") != self.template.digest(before):
+            return False
+        ours, theirs = chat([self.decide(thought), decision])
+        return ours == theirs
+
+    def _task(self, root: Prefix, history: str) -> Task:
+        def read(parent: Thought | None, text: str) -> Reading:
+            before = parent.action["said"] if parent is not None and parent.action else ""
+            return self._read(before + text, parent.id if parent is not None else 0, history)
+
+        return Task(
+            root=root,
+            thought=self._thought,
+            answer=self._turn,
+            read=read,
+            end_ids=frozenset(self.end_ids),
+            max_depth=self._max_thoughts,
+        )
+
+    def _read(self, said: str, parent: int, history: str) -> Reading:
+        turn = Turn.read(said, form=self._form, thinking=self.template.thinking, tools=self._tools)
+        action = {**turn.to_json(), "history": history, "said": said}
+        if turn.empty and self._whole:
+            return Reading("invalid", action, reason="the turn says nothing")
+        if turn.problem and not (turn.broken_off and not self._whole):
+            return Reading("invalid", action, reason=turn.problem)
+        if turn.calls and self._whole:
+            calls = json.dumps([[call.name, call.args] for call in turn.calls], sort_keys=True)
+            return Reading("open", action, f"calls:{calls}")
+        return Reading("open", action, f"{parent}:{said}")
+
+    def decide(self, thought: Thought) -> AIMessage:
+        action = thought.action
+        if not isinstance(action, dict) or "said" not in action:
+            raise ConfigError(f"thought {thought.text!r} was not read by this dialect; search with its request's task")
+        turn = Turn.from_json(action)
+        reasoning = {"reasoning_content": turn.reasoning} if turn.reasoning else {}
+        calls = [
+            ToolCall(name=call.name, args=call.args, id=_call_id(action["history"], thought, place))
+            for place, call in enumerate(turn.calls)
+        ]
+        metadata = {"model_name": self.engine.name, "finish_reason": thought.finish}
+        return AIMessage(turn.content, tool_calls=calls, additional_kwargs=reasoning, response_metadata=metadata)
+
+    def question(self, prefix: Prefix, text: str) -> tuple[int, ...]:
+        """Ids with which a verifier asks `text` of a branch; see `Template.question`."""
+        return self.template.question(prefix.ids, text)
+
+
+def _call_id(history: str, thought: Thought, place: int) -> str:
+    """Nine letters and digits, as some templates demand; the same decision always has the same ids."""
+    return sha256(f"{history} {thought.ids} {place}".encode()).hexdigest()[:9]
