@@ -202,6 +202,7 @@ Event = (
 )
 
 _KINDS: dict[str, type[Any]] = {kind.kind: kind for kind in Event.__args__}
+_WRITTEN = {kind: [(item.name, item.default) for item in fields(kind)] for kind in Event.__args__}
 
 
 def to_json(event: Event, decode: Decode | None = None) -> dict[str, Any]:
@@ -210,12 +211,16 @@ def to_json(event: Event, decode: Decode | None = None) -> dict[str, Any]:
     With `decode`, a thought's text is left out where it is just the decoding of its ids; `from_json` then needs the
     same function. Without, texts are written, so that the log can be read without the model.
     """
+    # NOTE: the two kinds that come once for every thought are written out; the general way takes twice as long.
+    if isinstance(event, Sampled):
+        return {"kind": "sampled", "thought": _thought_to_json(event.thought, decode)}
+    if isinstance(event, Judged):
+        return {"kind": "judged", "thought": event.thought, "verdict": _verdict_to_json(event.verdict)}
     data: dict[str, Any] = {"kind": event.kind}
-    for item in fields(event):
-        value = getattr(event, item.name)
-        if value == item.default:
-            continue
-        data[item.name] = _encode(value, decode)
+    for name, default in _WRITTEN[type(event)]:
+        value = getattr(event, name)
+        if value != default:
+            data[name] = _encode(value, decode)
     if isinstance(event, Opened):
         data["version"] = VERSION
     return data
@@ -245,17 +250,21 @@ def _thought_to_json(thought: Thought, decode: Decode | None) -> dict[str, Any]:
     data["ids"] = pack_ids(thought.ids)
     if decode is None or decode(thought.ids) != thought.text:
         data["text"] = thought.text
-    for name in ("logprob", "finish", "status", "action", "reason"):
-        if (value := getattr(thought, name)) != _DEFAULTS[name]:
-            data[name] = value
+    if thought.logprob is not None:
+        data["logprob"] = thought.logprob
+    if thought.finish != "stop":
+        data["finish"] = thought.finish
+    if thought.status != "open":
+        data["status"] = thought.status
+    if thought.action is not None:
+        data["action"] = thought.action
+    if thought.reason:
+        data["reason"] = thought.reason
     if thought.key is not None:
         data["key"] = thought.key
     if usage := thought.usage.to_json():
         data["usage"] = usage
     return data
-
-
-_DEFAULTS = {item.name: item.default for item in fields(Thought)}
 
 
 def _thought_from_json(data: Mapping[str, Any], decode: Decode | None) -> Thought:
@@ -268,8 +277,13 @@ def _thought_from_json(data: Mapping[str, Any], decode: Decode | None) -> Though
 
 
 def _verdict_to_json(verdict: Verdict | Unverified) -> dict[str, Any]:
-    data: dict[str, Any] = {"score": verdict.score} if isinstance(verdict, Verdict) else {"reason": verdict.reason}
-    data |= {name: value for name in ("reason", "verifier") if (value := getattr(verdict, name))}
+    data: dict[str, Any] = {}
+    if isinstance(verdict, Verdict):
+        data["score"] = verdict.score
+    if verdict.reason or not data:
+        data["reason"] = verdict.reason
+    if verdict.verifier:
+        data["verifier"] = verdict.verifier
     if usage := verdict.usage.to_json():
         data["usage"] = usage
     return data

@@ -1,8 +1,8 @@
 """The exact token ids that a branch has computed."""
 
-import base64
 import zlib
 from array import array
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -31,10 +31,17 @@ class Prefix:
         return self.ids[: len(other.ids)] == other.ids
 
 
+_SHORT = 64
+"""Lists of fewer ids are not compressed: zlib would take more time than it saves bytes."""
+
+
 def pack_ids(ids: Iterable[int]) -> str:
-    """Token ids as text: base64 of zlib-compressed little-endian uint32 (short lists stay cheap to read and write)."""
+    """Token ids as text: base64 of little-endian uint32, compressed by zlib if there are many (then it begins with `z`)."""
     raw = array("I", ids)
-    return base64.b64encode(zlib.compress(raw.tobytes(), 1)).decode("ascii") if raw else ""
+    data = raw.tobytes()
+    if len(raw) < _SHORT:
+        return "." + b2a_base64(data, newline=False).decode("ascii") if data else ""
+    return "z" + b2a_base64(zlib.compress(data, 1), newline=False).decode("ascii")
 
 
 def unpack_ids(text: str) -> tuple[int, ...]:
@@ -43,7 +50,10 @@ def unpack_ids(text: str) -> tuple[int, ...]:
         return ()
     raw = array("I")
     try:
-        raw.frombytes(zlib.decompress(base64.b64decode(text, validate=True)))
+        if text[0] not in ".z":
+            raise ValueError("it begins with neither '.' nor 'z'")
+        data = a2b_base64(text[1:], strict_mode=True)
+        raw.frombytes(zlib.decompress(data) if text[0] == "z" else data)
     except (ValueError, zlib.error) as error:
         raise LogError(f"packed token ids {text[:40]!r} cannot be read: {error}") from error
     return tuple(raw)

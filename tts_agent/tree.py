@@ -1,6 +1,7 @@
 """The branch tree: a fold over the events of a search."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from tts_agent.errors import SearchError
@@ -69,13 +70,20 @@ class ThoughtTree:
         """Thoughts from the root's child down to `thought`; empty for the root."""
         steps: list[Thought] = []
         while thought != ROOT:
-            steps.append(self.thoughts[thought])
-            thought = steps[-1].parent
-        return tuple(reversed(steps))
+            step = self.thoughts[thought]
+            steps.append(step)
+            thought = step.parent
+        steps.reverse()
+        return tuple(steps)
 
     def prefix(self, thought: int) -> Prefix:
         """The exact ids that the branch ending in `thought` has computed."""
-        return self.root.extend(token for step in self.path(thought) for token in step.ids)
+        return self.branch(thought).prefix
+
+    def branch(self, thought: int) -> "Branch":
+        """The path to `thought` with the ids it computed: what a verifier is given."""
+        path = self.path(thought)
+        return Branch(path, Prefix(tuple(chain(self.root.ids, *[step.ids for step in path]))))
 
     def value(self, thought: int) -> float | None:
         """Score of the branch; an unverified thought has its parent's, the root and its like None."""

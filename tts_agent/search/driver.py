@@ -444,7 +444,9 @@ class Search:
                 case Verdicts():
                     self._questions.pop(job.number, None)
                     for number, verdict in zip(item.thoughts, item.verdicts, strict=True):
-                        self._emit(Judged(number, replace(verdict, usage=self.ledger.priced(verdict.usage))))
+                        if self.ledger.prices is not None:
+                            verdict = replace(verdict, usage=self.ledger.priced(verdict.usage))
+                        self._emit(Judged(number, verdict))
                 case End(error) if job.kind == "sample":
                     self._ended(job.number, error)
         if judge and self.verifier is not None and self._stop is None:
@@ -542,7 +544,7 @@ class Search:
         if not thoughts:
             return
         tree = self.state.tree
-        branches = [Branch(tree.path(number), tree.prefix(number)) for number in thoughts]
+        branches = [tree.branch(number) for number in thoughts]
         self._rounds += 1
         self._questions[self._rounds] = thoughts
         self._inbox.add(Job("verify", self._rounds), self._ask(thoughts, branches), self._virtual)

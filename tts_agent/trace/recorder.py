@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from tts_agent.errors import LogError
 from tts_agent.events import Chosen, Event, Granted, Lost, Opened, from_json, to_json
 
-_HEAD = b'{"search": '
+_HEAD = b'{"search":'
 """How every line of a trace begins."""
 _BLOCK = 65536
-_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 _writing = threading.Lock()
 """Held while a trace is written, so that recorders side by side never see each other's half lines."""
@@ -70,7 +71,7 @@ class Recorder:
             with _writing:
                 if not self._ready:
                     self._prepare(chunk[0])
-                lines = "".join(self._line(event) for event in chunk).encode()
+                lines = b"".join([self._line(event) for event in chunk])
                 with open(self.path, "ab") as file:
                     file.write(lines)
                     file.flush()
@@ -90,10 +91,10 @@ class Recorder:
             os.truncate(self.path, whole)
         self._ready = True
 
-    def _line(self, event: Event) -> str:
+    def _line(self, event: Event) -> bytes:
         if isinstance(event, Opened):
             self._search = event.search
-        return _encode({"search": self._search, **to_json(event)}) + "\n"
+        return orjson.dumps({"search": self._search, **to_json(event)}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _whole_bytes(path: Path) -> int:
