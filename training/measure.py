@@ -5,7 +5,7 @@
 
 import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -102,23 +102,26 @@ def measure(planner: Planner, puzzles: Sequence[Puzzle], solver: Solver, *, samp
     legal = [(truth, score) for _, kind, truth, score in lines if kind == "legal"]
     illegal = [score for _, kind, _, score in lines if kind == "illegal"]
     everything = [(truth, score) for _, _, truth, score in lines]
-    count = len(puzzles)
+    groups = [drawn[start : start + samples] for start in range(0, len(drawn), samples)]
     return {
-        "greedy": sum(walk.solved for walk in greedy) / count,
-        "pass@1": sum(walk.solved for walk in drawn) / len(drawn),
-        f"pass@{samples}": sum(
-            any(walk.solved for walk in drawn[start : start + samples]) for start in range(0, len(drawn), samples)
-        )
-        / count,
+        "greedy": share(walk.solved for walk in greedy),
+        "pass@1": share(walk.solved for walk in drawn),
+        f"pass@{samples}": share(any(walk.solved for walk in group) for group in groups),
         "legal steps": len(legal) / sum(len(walk.steps) + walk.faulty for walk in drawn),
-        "legal traces": sum(not walk.faulty for walk in drawn) / len(drawn),
-        "verdict accuracy": sum((score > 0) == truth for truth, score in everything) / len(everything),
-        "verdict accuracy, legal": sum((score > 0) == truth for truth, score in legal) / len(legal),
-        "verdict accuracy, illegal": sum(score <= 0 for score in illegal) / max(len(illegal), 1),
+        "legal traces": share(not walk.faulty for walk in drawn),
+        "verdict accuracy": share((score > 0) == truth for truth, score in everything),
+        "verdict accuracy, legal": share((score > 0) == truth for truth, score in legal),
+        "verdict accuracy, illegal": share(score <= 0 for score in illegal),
         "verdict area, legal": area(legal),
         "verdict area": area(everything),
-        "winnable lines": sum(truth for truth, _ in everything) / len(everything),
+        "winnable lines": share(truth for truth, _ in everything),
     }
+
+
+def share(answers: Iterable[bool]) -> float:
+    """How many of the answers are yes, from 0 to 1; nan if there are none."""
+    found = list(answers)
+    return sum(found) / len(found) if found else float("nan")
 
 
 def main() -> None:

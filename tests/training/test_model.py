@@ -84,13 +84,14 @@ def test_cached_sampling_is_what_hugging_face_generates(planner: Planner) -> Non
         assert made[0, prompt.shape[1] :].tolist() == ids
 
 
-def test_verdicts_tell_a_finished_puzzle_from_a_lost_one(planner: Planner) -> None:
+def test_verdicts_tell_a_won_ending_from_a_lost_and_a_wrong_one(planner: Planner) -> None:
     codec = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
-    won = codec.encode("nums: 12 2 target: 24\n12*2=24 left: 24\n").ids
-    lost = codec.encode("nums: 12 2 target: 24\n12+2=14 left: 14\n").ids
-    wrong = codec.encode("nums: 12 2 target: 24\n12+2=24 left: 24\n").ids
-    answers = [sure - impossible for sure, impossible in verdicts(planner, [won, lost, wrong])]
-    assert answers[0] > 0 > max(answers[1:])
+    way = "nums: 12 6 4 2 target: 24\n12+6=18 left: 18 4 2\n18+4=22 left: 22 2\n"
+    endings = ("22+2=24 left: 24\n", "22-2=20 left: 20\n", "22-2=24 left: 24\n")
+    answers = verdicts(planner, [codec.encode(way + ending).ids for ending in endings])
+    won, lost, wrong = (sure - impossible for sure, impossible in answers)
+    assert won > 0 > lost
+    assert won > wrong
 
 
 def test_the_two_answers_take_nearly_all_the_probability(planner: Planner) -> None:
