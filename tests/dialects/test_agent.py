@@ -12,12 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests import models
 from tests.dialects.world import TokenEngine, add, look_up
-from tts_agent import Budget, Prefix, Sampling
+from tts_agent import Beam, Budget, Prefix, Sampling, search
+from tts_agent.dialect import Request
 from tts_agent.dialects import TemplateDialect
 from tts_agent.engines.embedded import EmbeddedEngine
 from tts_agent.nodes import create_planning_agent
 from tts_agent.prefix import unpack_ids
-from tts_agent.verifiers import LabelVerifier
 
 CALLS = (
     '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>\n'
@@ -41,7 +41,7 @@ def prefixes_of(updates: Sequence[dict[str, Any]]) -> list[Prefix]:
 
 @pytest.mark.parametrize("folder", [models.qwen, models.forgetful_qwen])
 async def test_every_step_extends_what_the_step_before_computed(folder: Any) -> None:
-    engine = TokenEngine(folder(), talk, cache=True)
+    engine = TokenEngine(folder(), talk)
     agent = create_planning_agent(
         engine,
         dialect=TemplateDialect(engine, folder(), tools=[add, look_up], sampling=Sampling(max_tokens=300)),
@@ -61,7 +61,7 @@ async def test_every_step_extends_what_the_step_before_computed(folder: Any) -> 
     first, second = prefixes_of(updates)
     assert second.starts_with(first)
     # Every request begins with the conversation so far, to the token.
-    roots = [prefix for prefix, _ in engine.requests]
+    roots = engine.requests
     assert all(prefix.starts_with(roots[0]) for prefix in roots)
     later = [prefix for prefix in roots if len(prefix) > len(first)]
     assert later and all(prefix.starts_with(first) for prefix in later)
@@ -127,7 +127,7 @@ def learn(folder: Path, lesson: Sequence[int], *, spoken: Sequence[range], end: 
 async def test_an_agent_with_tools_plans_on_the_embedded_engine(taught: Path) -> None:
     engine = RecordingEngine(taught)
     dialect = TemplateDialect(engine, taught, tools=[add, look_up], sampling=Sampling(max_tokens=120, temperature=0.3))
-    verifier = LabelVerifier(engine, question="Good?", good=" yes", bad=" no")
+    verifier = dialect.verifier("Is that right?", good="yes", bad="no")
     agent = create_planning_agent(
         engine,
         dialect=dialect,
@@ -165,4 +165,36 @@ async def test_garbage_of_a_random_model_is_still_an_answer() -> None:
         state = await agent.ainvoke({"messages": [HumanMessage(text)]}, config)
         assert state["messages"][-1].type == "ai"
     assert len(state["messages"]) == 4
+    await engine.aclose()
+
+
+async def test_a_turn_is_searched_thought_by_thought(taught: Path) -> None:
+    engine = EmbeddedEngine(taught)
+    dialect = TemplateDialect(
+        engine,
+        taught,
+        tools=[add, look_up],
+        sampling=Sampling(max_tokens=120, temperature=0.7),
+        thought_end=["\n"],
+        thought_tokens=60,
+        max_thoughts=8,
+    )
+    request = dialect.request([HumanMessage("Go.")], None)
+    assert isinstance(request, Request)
+    verifier = dialect.verifier("Is that right?", good="yes", bad="no")
+    outcome = await search(
+        engine, request.task, strategy=Beam(k=3, keep=2), verifier=verifier, budget=Budget(generated_tokens=3000)
+    )
+    assert len(outcome.path) > 3
+    # Every thought but a turn's last ends with the token in which a line ends, and that token is whole.
+    for thought in outcome.path[:-1]:
+        assert thought.text.endswith("\n") or "\n" in engine.decode(thought.ids[-1:]) or thought.finish == "length"
+        assert engine.decode(thought.ids) == thought.text
+    message = dialect.decide(outcome.path[-1])
+    assert [call["name"] for call in message.tool_calls] == ["add", "look_up"]
+    # All branches share the prompt and each other's lines: only the questions and what is new are computed.
+    tree = outcome.tree
+    distinct = len(request.task.root) + sum(len(thought.ids) for thought in tree.thoughts.values())
+    questions = len(verifier.question) * len(tree.thoughts)
+    assert outcome.usage.computed <= distinct + questions + len(tree.thoughts)
     await engine.aclose()

@@ -181,16 +181,12 @@ def test_turns_that_call_the_same_are_the_same_decision() -> None:
     assert task.read(None, "3").key != task.read(None, "4").key
 
 
-def test_a_thought_ends_with_the_token_that_contains_the_text() -> None:
+def test_thoughts_and_turns_are_drawn_alike_and_end_differently() -> None:
     dialect = make(thought_end=["\n"], thought_tokens=8, sampling=Sampling(max_tokens=64, temperature=0.5))
     task = asked(dialect, [ASK]).task
     assert task.answer is not None
-    assert (task.thought.max_tokens, task.answer.max_tokens) == (8, 64)
-    assert set(task.answer.stop_ids) == set(dialect.end_ids) < set(task.thought.stop_ids)
-    assert task.thought.temperature == task.answer.temperature == 0.5
-    for number in range(len(dialect.template.tokens.vocabulary())):
-        ends = number in task.thought.stop_ids and number not in dialect.end_ids
-        assert ends == ("\n" in dialect.engine.decode([number])), number
+    assert task.thought == Sampling(8, temperature=0.5, stop_ids=dialect.end_ids, stop_texts=("\n",))
+    assert task.answer == Sampling(64, temperature=0.5, stop_ids=dialect.end_ids)
 
 
 def test_thoughts_add_up_to_a_turn() -> None:
@@ -260,6 +256,11 @@ def test_a_question_closes_the_turn_once(end: str, expected: str) -> None:
     assert engine.decode(dialect.question(prefix, "Right?")) == expected
 
 
+def test_a_prompt_that_opens_reasoning_is_no_place_for_a_verdict() -> None:
+    with pytest.raises(ConfigError, match="no verdict; turn that off"):
+        make(thinker(), tools=[]).verifier("Right?", good="yes", bad="no")
+
+
 def test_a_reasoning_that_the_prompt_opened_is_read() -> None:
     dialect = make(thinker(), tools=[])
     thought = think(asked(dialect, [ASK]), dialect, "Easy.\n</think>\n\nIt is 3.")
@@ -271,8 +272,8 @@ def test_a_reasoning_that_the_prompt_opened_is_read() -> None:
     ("folder", "options", "reason"),
     [
         (models.qwen, {"calls": "xml"}, "unknown format of tool calls 'xml'; known: hermes, llama, mistral"),
-        (models.qwen, {"thought_end": [""]}, "contains an empty text"),
-        (models.qwen, {"thought_end": ["a text that no token has"]}, "no token contains"),
+        (models.qwen, {"thought_end": [""]}, "has an empty text"),
+        (models.qwen, {"thought_tokens": 5}, "without thought_end a thought is a whole turn"),
         (models.llama, {}, "does not tell the model of the tool 'add'"),
     ],
 )

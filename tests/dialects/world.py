@@ -5,13 +5,15 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, Self
 
 from langchain_core.tools import tool
 
 from tests import models
-from tts_agent import ScriptedEngine
+from tts_agent import Prefix, Sampling
 from tts_agent.dialects.tokens import Tokens
+from tts_agent.engines.base import Capabilities, Completion, FinishReason, LabelScores
+from tts_agent.usage import ZERO, Usage
 
 LLAMA3 = """\
 {{- bos_token }}
@@ -110,20 +112,63 @@ def silent(prompt: str, seed: int) -> str:
     return "Hm.<|im_end|>"
 
 
-class TokenEngine(ScriptedEngine):
-    """A scripted engine whose tokens are those of a folder; special tokens in the script are special."""
+class TokenEngine:
+    """Says what its script says, in the tokens of a folder; special tokens in the script are special.
 
-    def __init__(self, folder: Path, script: Callable[[str, int], str] = silent, **options: Any) -> None:
+    `requests` holds the prompt of each request.
+    """
+
+    name = "tokens"
+
+    def __init__(
+        self, folder: Path, script: Callable[[str, int], str] = silent, *, end_ids: tuple[int, ...] | None = None
+    ) -> None:
         self.tokens = Tokens(folder)
-        if "end_ids" not in options:
-            options["end_ids"] = (self.tokens.special["<|im_end|>"],)
-        super().__init__(script, **options)
+        ends = (self.tokens.special["<|im_end|>"],) if end_ids is None else end_ids
+        self.capabilities = Capabilities(label_logprobs=False, end_ids=ends)
+        self.requests: list[Prefix] = []
+        self._script = script
 
     def encode(self, text: str) -> tuple[int, ...]:
         return self.tokens.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokens.decode(ids)
+
+    def sample(self, prefix: Prefix, sampling: Sampling, *, seeds: Sequence[int], at: float = 0.0) -> "TokenStream":
+        self.requests.append(prefix)
+        text, said = self.decode(prefix.ids), []
+        for index, seed in enumerate(seeds):
+            ids = self.encode(self._script(text, seed))[: sampling.max_tokens]
+            finish: FinishReason = "stop" if ids[-1] in sampling.stop_ids else "length"
+            usage = Usage(len(prefix), 0, len(ids), len(ids) - 1, calls=int(index == 0))
+            said.append(Completion(index, ids, finish, usage))
+        return TokenStream(said)
+
+    async def label_logprobs(self, prefixes: Any, suffix: Any, labels: Any) -> list[LabelScores]:
+        raise AssertionError("no verifier of these tests asks this engine")
+
+    async def aclose(self) -> None:
+        pass
+
+
+class TokenStream:
+    """Completions that are there already."""
+
+    def __init__(self, said: list[Completion]) -> None:
+        self._said = said
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Completion:
+        if not self._said:
+            raise StopAsyncIteration
+        return self._said.pop(0)
+
+    async def abort(self) -> Usage | None:
+        self._said.clear()
+        return ZERO
 
 
 @tool

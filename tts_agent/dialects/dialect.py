@@ -1,7 +1,6 @@
 """The dialect of any model that comes with a chat template."""
 
 import datetime
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -15,7 +14,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from tts_agent.dialect import Answer, Decided, Request
 from tts_agent.dialects.calls import FORMATS, CallFormat, find_format
 from tts_agent.dialects.findings import CALLED, RESULT, Finding, examine
-from tts_agent.dialects.messages import ChatMessage, chat
+from tts_agent.dialects.messages import ChatMessage, chat, check_news
 from tts_agent.dialects.template import HELLO, Template
 from tts_agent.dialects.turn import Turn
 from tts_agent.engines.base import Engine, Sampling
@@ -23,6 +22,7 @@ from tts_agent.errors import ConfigError
 from tts_agent.prefix import Prefix
 from tts_agent.task import Task
 from tts_agent.thought import Observation, Reading, Thought
+from tts_agent.verifiers.labels import LabelVerifier
 
 PROBE = "Größe: 42 <b>\n\tfin 🦊"
 """Text by which two tokenizers are told apart."""
@@ -32,9 +32,9 @@ class TemplateDialect:
     """Reads and writes messages by the chat template in a Hugging Face `folder`, the one whose model `engine` serves.
 
     A thought is a whole turn of the model: what it says and the `tools` it calls. With `thought_end`, texts such as
-    a newline, a turn is made of several thoughts, each at most `thought_tokens` long: a thought ends with the token
-    that contains such a text, and that token stays whole. `sampling` says how turns are drawn; `max_tokens` bounds a
-    turn. A turn whose tool calls cannot be carried out is invalid.
+    a newline, a turn is made of several thoughts, at most `max_thoughts` of at most `thought_tokens` each: a thought
+    ends with the token in which such a text ends, and that token stays whole. `sampling` says how turns are drawn;
+    its `max_tokens` bounds a turn. A turn whose tool calls cannot be carried out is invalid.
 
     What is new in a conversation is put after the ids that the run has computed; the history is not rendered again
     and the model's own ids are kept. Where others changed the history (a summary, an edited call) the conversation is
@@ -61,6 +61,8 @@ class TemplateDialect:
     ) -> None:
         if calls is not None and calls not in FORMATS:
             raise ConfigError(f"unknown format of tool calls {calls!r}; known: {', '.join(FORMATS)}")
+        if not thought_end and (thought_tokens is not None or max_thoughts is not None):
+            raise ConfigError("without thought_end a thought is a whole turn: set it, or leave out the other two")
         schemas = [convert_to_openai_tool(tool) for tool in tools]
         self.engine = engine
         ends = engine.capabilities.end_ids
@@ -72,14 +74,13 @@ class TemplateDialect:
         self.end_ids = tuple(dict.fromkeys((*ends, *own)))
         """Tokens that end a turn."""
         self._turn = replace(sampling or Sampling(max_tokens=1024), stop_ids=self.end_ids)
-        stops = self._tokens_with(thought_end)
         self._thought = replace(
             self._turn,
-            stop_ids=(*self.end_ids, *stops),
+            stop_texts=tuple(thought_end),
             max_tokens=self._turn.max_tokens if thought_tokens is None else thought_tokens,
         )
         self._whole = not thought_end
-        self._max_thoughts = max_thoughts
+        self._max_thoughts = 1 if self._whole else max_thoughts
         self.findings: tuple[Finding, ...] = examine(self.template, end_ids=ends, form=self._form)
 
     # --- made once
@@ -110,53 +111,18 @@ class TemplateDialect:
         template.after([RESULT], generation=True)  # raises if it takes no results
         return form
 
-    def _tokens_with(self, texts: Sequence[str]) -> tuple[int, ...]:
-        """The tokens in which one of `texts` occurs."""
-        if not texts:
-            return ()
-        if not all(texts):
-            raise ConfigError(f"thought_end={list(texts)!r} contains an empty text, which is everywhere; leave it out")
-        decode = self.template.tokens.decode
-        stops = tuple(
-            number
-            for number in sorted(self.template.tokens.vocabulary().values())
-            if any(text in decode([number]) for text in texts)
-        )
-        if not stops:
-            raise ConfigError(f"no token contains a text of thought_end={list(texts)!r}; choose shorter ones, as '\\n'")
-        return stops
-
     # --- the protocol
 
     def request(self, messages: Sequence[AnyMessage], last: Decided | None) -> Request | Answer:
-        said = chat(messages)
-        newest = max((place for place, message in enumerate(said) if message["role"] == "assistant"), default=-1)
-        news = said[newest + 1 :]
-        self._check_news(said, newest)
+        said, newest = chat(messages), check_news(messages)
         history = self.template.digest(said)
         if last is not None and newest >= 0 and self._is_told(said[:newest], messages[newest], last.thought):
-            root = last.prefix.extend(self.template.extension(last.prefix.ids, news))
+            root = last.prefix.extend(self.template.extension(last.prefix.ids, said[newest + 1 :]))
         else:
             root = Prefix(self.template.prompt(said))
         answers = messages[newest + 1 :] if newest >= 0 else []
         observations = tuple(Observation(seen.text, False) for seen in answers if isinstance(seen, ToolMessage))
         return Request(self._task(root, history), observations)
-
-    @staticmethod
-    def _check_news(said: Sequence[ChatMessage], newest: int) -> None:
-        if not said:
-            raise ConfigError("there are no messages; begin with a message of a human")
-        if newest == len(said) - 1:
-            raise ConfigError(
-                "the newest message is the model's own, so there is nothing to answer; add a message of a human or the "
-                "results of its tool calls"
-            )
-        answered = {message.get("tool_call_id") for message in said[newest + 1 :]}
-        calls = said[newest].get("tool_calls", []) if newest >= 0 else []
-        if open_calls := [call["id"] for call in calls if call["id"] not in answered]:
-            raise ConfigError(
-                f"tool calls {open_calls!r} have no result; add a ToolMessage for each, or take the calls out"
-            )
 
     def _is_told(self, before: Sequence[ChatMessage], decision: AnyMessage, thought: Thought) -> bool:
         """Whether `decision` is what `thought` decided, after the very messages that it was made for."""
@@ -187,10 +153,7 @@ class TemplateDialect:
             return Reading("invalid", action, reason="the turn says nothing")
         if turn.problem and not (turn.broken_off and not self._whole):
             return Reading("invalid", action, reason=turn.problem)
-        if turn.calls and self._whole:
-            calls = json.dumps([[call.name, call.args] for call in turn.calls], sort_keys=True)
-            return Reading("open", action, f"calls:{calls}")
-        return Reading("open", action, f"{parent}:{said}")
+        return Reading("open", action, (turn.key if self._whole else "") or f"{parent}:{said}")
 
     def decide(self, thought: Thought) -> AIMessage:
         action = thought.action
@@ -206,8 +169,22 @@ class TemplateDialect:
         return AIMessage(turn.content, tool_calls=calls, additional_kwargs=reasoning, response_metadata=metadata)
 
     def question(self, prefix: Prefix, text: str) -> tuple[int, ...]:
-        """Ids with which a verifier asks `text` of a branch; see `Template.question`."""
+        """Ids that ask `text` of a branch; see `Template.question`."""
         return self.template.question(prefix.ids, text)
+
+    def verifier(self, question: str, *, good: str, bad: str, name: str = "labels") -> LabelVerifier:
+        """A verifier that asks `question` as a human would, after the turn that it judges.
+
+        Raises `ConfigError` if the template makes the model reason before its answer.
+        """
+        if self.template.thinking:
+            raise ConfigError(
+                "the prompt of this template opens the model's reasoning, so its next token is no verdict; turn that "
+                "off with variables=, such as {'enable_thinking': False}, or use another verifier"
+            )
+        # Branches of a search end without an end token, so each of them is asked in mid-turn.
+        ids = self.template.question((), question)
+        return LabelVerifier(self.engine, question=ids, good=good, bad=bad, name=name)
 
 
 def _call_id(history: str, thought: Thought, place: int) -> str:

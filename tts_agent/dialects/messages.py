@@ -20,6 +20,29 @@ def chat(messages: Sequence[AnyMessage]) -> list[ChatMessage]:
     return [_chat(place, message) for place, message in enumerate(messages)]
 
 
+def check_news(messages: Sequence[AnyMessage]) -> int:
+    """Place of the newest message of the model, -1 if there is none.
+
+    Raises `ConfigError` if there is nothing to answer, or if tool calls are still without results.
+    """
+    if not messages:
+        raise ConfigError("there are no messages; begin with a message of a human")
+    newest = max((place for place, message in enumerate(messages) if isinstance(message, AIMessage)), default=-1)
+    if newest == len(messages) - 1:
+        raise ConfigError(
+            "the newest message is the model's own, so there is nothing to answer; add a message of a human or the "
+            "results of its tool calls"
+        )
+    answered = {message.tool_call_id for message in messages[newest + 1 :] if isinstance(message, ToolMessage)}
+    decision = messages[newest] if newest >= 0 else None
+    calls = decision.tool_calls if isinstance(decision, AIMessage) else []
+    if missing := [call["id"] for call in calls if call["id"] not in answered]:
+        raise ConfigError(
+            f"tool calls {missing!r} have no result; add a ToolMessage for each, or take the calls out of the message"
+        )
+    return newest
+
+
 def _chat(place: int, message: AnyMessage) -> ChatMessage:
     content = _text(place, message)
     match message:

@@ -34,8 +34,13 @@ class Renderer:
     ) -> None:
         self._folder = Path(folder)
         config = read_json(self._folder / "tokenizer_config.json")
-        self.sources = self._sources(config)
-        """The templates' own text by name."""
+        self.sources = read_templates(self._folder)
+        """The templates' own text by name; `tool_use`, where there is one, is for chats with tools."""
+        if not self.sources:
+            raise ModelError(
+                f"model folder {str(folder)!r} has no chat template (chat_template.jinja, or 'chat_template' in "
+                "tokenizer_config.json); use the folder of an instruction-tuned model"
+            )
         environment = _environment(today)
         self._templates: dict[str, jinja2.Template] = {}
         for name, source in self.sources.items():
@@ -48,24 +53,6 @@ class Renderer:
         self.special = {name: text for name, value in config.items() if (text := _special(name, value)) is not None}
         """Special tokens by the names that templates know them by, such as `bos_token`."""
         self._variables = {**self.special, **(variables or {})}
-
-    def _sources(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """The folder's templates by name; `tool_use`, where there is one, is for chats with tools."""
-        file = self._folder / "chat_template.jinja"
-        if file.is_file():
-            sources = {"default": file.read_text(encoding="utf-8")}
-            more = sorted((self._folder / "additional_chat_templates").glob("*.jinja"))
-            return sources | {path.stem: path.read_text(encoding="utf-8") for path in more}
-        found = config.get("chat_template")
-        if isinstance(found, str):
-            return {"default": found}
-        if isinstance(found, list) and found:
-            sources = {str(entry["name"]): str(entry["template"]) for entry in found}
-            return sources if "default" in sources else {"default": next(iter(sources.values())), **sources}
-        raise ModelError(
-            f"model folder {str(self._folder)!r} has no chat template (chat_template.jinja, or 'chat_template' in "
-            "tokenizer_config.json); use the folder of an instruction-tuned model"
-        )
 
     def render(self, chat: Chat, *, tools: Sequence[Mapping[str, Any]] = (), generation: bool) -> str:
         """The text of `chat`, with the beginning of the model's turn after it if `generation`.
@@ -137,6 +124,22 @@ def _special(name: str, value: Any) -> str | None:
         return None
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
+
+
+def read_templates(folder: Path) -> dict[str, str]:
+    """The folder's chat templates by name, `default` among them; empty if it has none."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        files = {"default": file} | {path.stem: path for path in more}
+        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    found = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(found, str):
+        return {"default": found}
+    if isinstance(found, list) and found:
+        sources = {str(entry["name"]): str(entry["template"]) for entry in found}
+        return {"default": next(iter(sources.values())), **sources}
+    return {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a model said in one turn."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -44,6 +45,12 @@ class Turn:
     @property
     def empty(self) -> bool:
         return not (self.content or self.reasoning or self.calls or self.problem)
+
+    @property
+    def key(self) -> str:
+        """Canonical form of the tool calls: turns that call the same are the same decision. Empty without calls."""
+        calls = [[call.name, call.args] for call in self.calls]
+        return f"calls:{json.dumps(calls, sort_keys=True)}" if calls else ""
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {"content": self.content}

@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from tts_agent.engines.base import Capabilities, Completion, Engine, Label, LabelScores, Sampling, Stream
+from tts_agent.engines.base import (
+    Capabilities,
+    Completion,
+    Engine,
+    HiddenState,
+    Label,
+    LabelScores,
+    Reader,
+    Sampling,
+    Stream,
+)
 from tts_agent.engines.scripted import Fault, ScriptedEngine
 from tts_agent.errors import ConfigError
 
@@ -11,8 +21,10 @@ __all__ = (
     "Completion",
     "Engine",
     "Fault",
+    "HiddenState",
     "Label",
     "LabelScores",
+    "Reader",
     "Sampling",
     "ScriptedEngine",
     "Stream",

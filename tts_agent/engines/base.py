@@ -15,22 +15,38 @@ Label = int | tuple[int, ...]
 """An answer to a question: one token id, or several."""
 
 FinishReason = Literal["stop", "length"]
-"""`stop`: a stop id was sampled (it is the last id). `length`: `max_tokens` ids were sampled."""
+"""`stop`: a stop id or the end of a stop text was sampled (it is in the last id), or what constrains the completion is
+complete. `length`: `max_tokens` ids were sampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are drawn. `temperature=0` is greedy.
 
-    `max_tokens` bounds one completion. A completion ends with the first id in `stop_ids`, which is kept as its
-    last id. `top_k=0` and `top_p=1.0` cut nothing.
+    `max_tokens` bounds one completion. A completion ends with the first id in `stop_ids`, or with the id in which the
+    first of `stop_texts` ends; that id is kept whole, as its last.
+
+    In this order: `repetition_penalty` divides the logits of ids in prompt and completion (multiplies negative ones;
+    Keskar et al. 2019), `presence_penalty` and `frequency_penalty` lower those of ids in the completion, once and for
+    each time; temperature; then `top_k`, `top_p` and `min_p` (a share of the most likely id's probability) cut. The
+    defaults change nothing.
+
+    `json_schema` (JSON) or `regex` constrains the whole text of the completion: only ids that it allows are drawn. An
+    engine that does not declare `constrains` refuses it.
     """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     stop_ids: tuple[int, ...] = ()
+    stop_texts: tuple[str, ...] = ()
+    json_schema: str | None = None
+    regex: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -41,6 +57,27 @@ class Sampling:
             raise ConfigError(f"top_p={self.top_p!r} must lie in (0, 1]")
         if self.top_k < 0:
             raise ConfigError(f"top_k={self.top_k!r} must be >= 0 (0 = no cut)")
+        if not 0 <= self.min_p <= 1:
+            raise ConfigError(f"min_p={self.min_p!r} must lie in [0, 1]")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must lie in [-2, 2]")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ConfigError(f"repetition_penalty={self.repetition_penalty!r} must be a finite number > 0 (1 = none)")
+        if not all(self.stop_texts):
+            raise ConfigError(f"stop_texts={self.stop_texts!r} has an empty text, with which everything ends")
+        if self.json_schema is not None and self.regex is not None:
+            raise ConfigError("json_schema and regex both constrain the whole completion; give one of them")
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a schema or a regular expression says which ids may be drawn."""
+        return self.json_schema is not None or self.regex is not None
+
+    @property
+    def penalises(self) -> bool:
+        """Whether ids that were said are less (or more) likely to be said again."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +97,13 @@ class Completion:
     at: float | None = None
 
 
+class HiddenState(NamedTuple):
+    """What the model made of a branch, before its output matrix."""
+
+    values: tuple[float, ...]  # final hidden state of the branch's last token
+    usage: Usage  # of this request, one call
+
+
 class LabelScores(NamedTuple):
     """Answer to one label question."""
 
@@ -71,17 +115,21 @@ class LabelScores(NamedTuple):
 class Capabilities:
     """What an engine can do. The search adapts to it or refuses with a clear error.
 
+    `continues`: a completion may be continued in mid-turn. Without it every completion is a whole message.
     `shares_prompt`: the n samples of one request compute its prompt at most once, whatever the cache holds, so a
     reservation counts the prompt once. `virtual_time`: completions carry the virtual time `at` of their end, and
     the search handles them in that order.
     """
 
     ids: bool = True
+    continues: bool = True
     seeds: bool = True
     label_logprobs: bool = True
     aborts: bool = True
     shares_prompt: bool = False
     virtual_time: bool = False
+    constrains: bool = False  # `Sampling.json_schema` and `Sampling.regex` are obeyed
+    hidden_states: bool = False  # it is a `Reader`
     context: int | None = None  # tokens of prompt and completion together; None = unbounded
     end_ids: tuple[int, ...] = ()  # tokens with which the model ends its answer
     info: Mapping[str, str] = field(default_factory=dict)
@@ -101,6 +149,12 @@ class Stream(Protocol):
         the engine cannot confirm that it stopped. Calling it again, or after the end, is harmless.
         """
         ...
+
+
+def refuse_constraints(sampling: Sampling, capabilities: Capabilities, name: str, remedy: str) -> None:
+    """Raise `ConfigError` if `sampling` is constrained and the engine does not declare that it obeys."""
+    if sampling.constrained and not capabilities.constrains:
+        raise ConfigError(f"engine {name!r} cannot constrain what it samples; {remedy}")
 
 
 class Engine(Protocol):
@@ -149,6 +203,14 @@ class Engine(Protocol):
         ...
 
 
+class Reader(Engine, Protocol):
+    """An engine that shows what its model made of a branch; it declares `hidden_states`."""
+
+    async def hidden_states(self, prefixes: Sequence[Prefix]) -> list[HiddenState]:
+        """The final hidden state of each prefix's last token, as one request; what is computed for it is kept."""
+        ...
+
+
 def sample_bound(capabilities: Capabilities, prompt: int, n: int, max_tokens: int) -> Usage:
     """The most that one request of `n` samples may consume, with nothing cached."""
     prompts = prompt if capabilities.shares_prompt else prompt * n
@@ -159,7 +221,7 @@ def sample_bound(capabilities: Capabilities, prompt: int, n: int, max_tokens: in
         prompt_cached=prompt * n - prompts,
         generated=n * max_tokens,
         decoded=n * max_tokens,
-        calls=1,
+        calls=1 if capabilities.ids else n,  # messages are sampled by one call each
     )
 
 
