@@ -14,7 +14,7 @@ LAYERS = [
     {"engines", "verifiers", "dialects"},
     {"search", "trace", "pocket"},
     {"nodes"},
-    {"demo", "cli"},
+    {"demo", "doctor", "cli"},
 ]
 """A module imports its own layer and those before it. `task` is a noun that knows how samples are drawn."""
 

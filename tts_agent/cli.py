@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tts-agent {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_tree(commands.add_parser("tree", help="show the branch tree of the searches in a trace file"))
+    _add_doctor(commands.add_parser("doctor", help="say whether a model folder can be served, and what to know of it"))
     _add_demo(commands.add_parser("demo", help="watch an agent plan by search, and compare searches at equal compute"))
     return parser
 
@@ -106,6 +107,27 @@ def _log_json(log: Log) -> dict[str, object]:
         "statistics": statistics(log.events, tree).to_json(),
         "thoughts": tree.to_json(),
     }
+
+
+# --- doctor
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Load a Hugging Face model folder as the embedded engine does, read its chat template, and serve two requests. "
+        "The exit status is 0 if the folder can be served, else 1."
+    )
+    parser.add_argument("folder", help="a Hugging Face model folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from tts_agent.doctor import run
+
+    diagnosis = run(options.folder)
+    print(json.dumps(diagnosis.to_json(), ensure_ascii=False) if options.json else "\n".join(diagnosis.lines()))
+    return 0 if diagnosis.supported else 1
 
 
 # --- demo
