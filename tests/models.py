@@ -11,6 +11,7 @@
 import atexit
 import json
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,9 @@ from transformers import (
 )
 
 logging.disable_progress_bar()
+
+Folder = Callable[[], Path]
+"""Makes a model's folder; the same one each time."""
 
 TEXT = """\
 The planner thinks before it acts, and every branch shares what was computed for its parent.

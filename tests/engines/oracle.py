@@ -46,41 +46,70 @@ class Oracle:
         ids = completion.ids
         assert 0 < len(ids) <= sampling.max_tokens
         assert not set(ids[:-1]) & set(sampling.stop_ids)
-        stopped = ids[-1] in sampling.stop_ids
-        assert completion.finish == ("stop" if stopped else "length")
-        assert stopped or len(ids) == sampling.max_tokens
+        if not sampling.constrained and not sampling.stop_texts:
+            stopped = ids[-1] in sampling.stop_ids
+            assert completion.finish == ("stop" if stopped else "length")
+            assert stopped or len(ids) == sampling.max_tokens
         rows = self.logprobs(prefix.ids + ids)[len(prefix) - 1 : -1]
         raw = [float(rows[i, token]) for i, token in enumerate(ids)]
         assert completion.logprobs == pytest.approx(raw, abs=1e-4)
         for place, token in enumerate(ids):
-            self.check_draw(rows[place], token, uniform(seed, place), sampling)
+            if sampling.penalises:
+                logits = penalised(self.logits(prefix.ids + ids[:place]), prefix.ids, ids[:place], sampling)
+            else:
+                logits = rows[place].double()
+            self.check_draw(logits, token, uniform(seed, place), sampling)
 
-    def check_draw(self, logprobs: torch.Tensor, token: int, number: float, sampling: Sampling) -> None:
+    def hidden(self, ids: Sequence[int]) -> list[float]:
+        """Final hidden state of the last of `ids`."""
+        with torch.inference_mode():
+            out = self.model.base_model(torch.tensor([list(ids)])).last_hidden_state[0, -1]
+        return [float(value) for value in out]
+
+    def logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """Raw logits after `ids`."""
+        with torch.inference_mode():
+            return self.model(torch.tensor([list(ids)])).logits[0, -1].double()
+
+    def check_draw(self, logits: torch.Tensor, token: int, number: float, sampling: Sampling) -> None:
         """`token` is the one whose interval of the cumulative distribution holds `number`."""
+        if sampling.constrained:
+            return  # which ids were allowed is not known here
         if not sampling.temperature:
-            assert float(logprobs[token]) >= float(logprobs.max()) - 1e-4
+            assert float(logits[token]) >= float(logits.max()) - 1e-4
             return
-        probs = kept(torch.softmax(logprobs.double() / sampling.temperature, dim=-1), sampling)
+        probs = kept(torch.softmax(logits / sampling.temperature, dim=-1), sampling)
         above = float(probs[: token + 1].sum() / probs.sum())
         below = float(probs[:token].sum() / probs.sum())
         assert below - NEAR <= number <= above + NEAR, f"{token} was drawn by {number}, its place is {below}-{above}"
 
 
-def kept(probs: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """`probs` without what top-k, then top-p leave out."""
-    if not sampling.top_k and sampling.top_p == 1:
-        return probs
-    order = sorted(range(len(probs)), key=lambda i: (-float(probs[i]), i))
-    order = order[: sampling.top_k or len(order)]
-    total, before, stay = sum(float(probs[i]) for i in order), 0.0, []
-    for i in order:
-        if stay and before >= sampling.top_p * total:
-            break
-        stay.append(i)
-        before += float(probs[i])
-    out = torch.zeros_like(probs)
-    out[stay] = probs[stay]
+def penalised(logits: torch.Tensor, prompt: Sequence[int], said: Sequence[int], sampling: Sampling) -> torch.Tensor:
+    """`logits` with every id's own penalties."""
+    out = logits.clone()
+    for token in {*prompt, *said}:
+        factor = sampling.repetition_penalty
+        out[token] = out[token] / factor if out[token] > 0 else out[token] * factor
+    for token in set(said):
+        out[token] -= sampling.presence_penalty + sampling.frequency_penalty * list(said).count(token)
     return out
+
+
+def kept(probs: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """`probs` without what top-k, then top-p, then min-p leave out."""
+    stay = torch.ones(len(probs), dtype=torch.bool)
+    if sampling.top_k or sampling.top_p < 1:
+        order = sorted(range(len(probs)), key=lambda i: (-float(probs[i]), i))[: sampling.top_k or len(probs)]
+        total, before, first = sum(float(probs[i]) for i in order), 0.0, []
+        for i in order:
+            if first and before >= sampling.top_p * total:
+                break
+            first.append(i)
+            before += float(probs[i])
+        stay = torch.zeros(len(probs), dtype=torch.bool)
+        stay[first] = True
+    stay &= probs >= sampling.min_p * probs.max()
+    return torch.where(stay, probs, 0.0)
 
 
 def uniform(seed: int, position: int) -> float:

@@ -495,6 +495,14 @@ def test_settings_must_be_positive(plain: Reference, option: str) -> None:
         EmbeddedEngine(plain.folder, **{option: 0})
 
 
+def test_a_device_or_a_cache_that_is_not_there_is_named(plain: Reference) -> None:
+    for device in ("cuda:99", "tpu", "meta"):
+        with pytest.raises(ConfigError, match=f"device='{device}'"):
+            EmbeddedEngine(plain.folder, device=device)
+    with pytest.raises(ConfigError, match="no memory for cache_tokens=10000000000000"):
+        EmbeddedEngine(plain.folder, cache_tokens=10**13)
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nowhere"):
         EmbeddedEngine(tmp_path / "nowhere")

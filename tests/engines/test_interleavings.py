@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests import models
 from tests.engines.oracle import Oracle
 from tts_agent import Prefix, Sampling
-from tts_agent.engines import Completion, LabelScores
+from tts_agent.engines import Completion, HiddenState, LabelScores
 from tts_agent.engines.base import Capabilities, question_bound, sample_bound
 from tts_agent.engines.embedded.loading import load_model
 from tts_agent.engines.embedded.radix import Node
@@ -37,6 +37,9 @@ samplings = st.builds(
     max_tokens=st.integers(1, 7),
     temperature=st.sampled_from((0.0, 0.8, 1.0)),
     top_k=st.sampled_from((0, 3)),
+    min_p=st.sampled_from((0.0, 0.2)),
+    frequency_penalty=st.sampled_from((0.0, 1.5)),
+    repetition_penalty=st.sampled_from((1.0, 1.3)),
     stop_ids=st.sampled_from(((), tuple(range(0, 700, 5)))),
 )
 labels = st.lists(st.lists(few, min_size=1, max_size=4).map(tuple), min_size=1, max_size=4).map(tuple)
@@ -86,6 +89,14 @@ class Machine(RuleBasedStateMachine):
             request.mailbox = Mailbox(LOOP, partial(self._answered, request))
             self._submit(request)
 
+    @precondition(lambda self: self.grown)
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        ids = data.draw(st.sampled_from(self.grown))
+        request = Question(ids, Mailbox(LOOP, lambda message: None), suffix=(), labels=(), reads=True)
+        request.mailbox = Mailbox(LOOP, partial(self._shown, request))
+        self._submit(request)
+
     def _submit(self, request: Request) -> None:
         self.live.append(request)
         self.spent[id(request)] = []
@@ -132,6 +143,13 @@ class Machine(RuleBasedStateMachine):
         assert isinstance(message, LabelScores)
         expected = [oracle().label(request.ids + request.suffix, label) for label in request.labels]
         assert list(message.logprobs) == pytest.approx(expected, abs=3e-4)
+        self._spend(request, message.usage)
+        self.live.remove(request)
+
+    def _shown(self, request: Question, message: Message) -> None:
+        assert isinstance(message, HiddenState)
+        expected = oracle().hidden(request.ids)
+        assert list(message.values) == pytest.approx(expected, abs=1e-3)
         self._spend(request, message.usage)
         self.live.remove(request)
 

@@ -74,6 +74,14 @@ async def test_faults_happen_where_they_are_asked_for() -> None:
     assert [c async for c in stream] == []
 
 
+async def test_stop_texts_end_a_completion_and_constraints_are_refused() -> None:
+    engine = ScriptedEngine(lambda prefix, seed: "abcdefgh")
+    (sample,) = [c async for c in engine.sample(PROMPT, Sampling(max_tokens=8, stop_texts=("de", "g")), seeds=[1])]
+    assert (engine.decode(sample.ids), sample.finish) == ("abcde", "stop")
+    with pytest.raises(ConfigError, match="'scripted' cannot constrain"):
+        engine.sample(PROMPT, Sampling(max_tokens=8, regex="a"), seeds=[1])
+
+
 def test_a_prompt_longer_than_the_context_is_refused() -> None:
     with pytest.raises(PromptError, match="a prompt of 5 tokens and max_tokens=6 do not fit the context of 10"):
         make_engine(context=10).sample(PROMPT, LINE, seeds=[1])
@@ -86,6 +94,12 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
         ({"max_tokens": 1, "temperature": -1.0}, "temperature=-1.0 must be a finite number >= 0"),
         ({"max_tokens": 1, "top_p": 0.0}, r"top_p=0.0 must lie in \(0, 1\]"),
         ({"max_tokens": 1, "top_k": -1}, "top_k=-1 must be >= 0"),
+        ({"max_tokens": 1, "min_p": 1.5}, r"min_p=1.5 must lie in \[0, 1\]"),
+        ({"max_tokens": 1, "presence_penalty": 3.0}, r"presence_penalty=3.0 must lie in \[-2, 2\]"),
+        ({"max_tokens": 1, "frequency_penalty": -3.0}, r"frequency_penalty=-3.0 must lie in \[-2, 2\]"),
+        ({"max_tokens": 1, "repetition_penalty": 0.0}, "repetition_penalty=0.0 must be a finite number > 0"),
+        ({"max_tokens": 1, "stop_texts": ("a", "")}, "has an empty text"),
+        ({"max_tokens": 1, "regex": "a", "json_schema": "{}"}, "give one of them"),
     ],
 )
 def test_sampling_that_means_nothing_is_refused(options: dict[str, float], message: str) -> None:

@@ -12,7 +12,15 @@ from math import log
 from pathlib import Path
 from typing import IO, Literal, Self
 
-from tts_agent.engines.base import Capabilities, Completion, Label, LabelScores, Sampling, question_bound
+from tts_agent.engines.base import (
+    Capabilities,
+    Completion,
+    Label,
+    LabelScores,
+    Sampling,
+    question_bound,
+    refuse_constraints,
+)
 from tts_agent.errors import ConfigError, EngineUnavailable, PromptError
 from tts_agent.prefix import Prefix
 from tts_agent.usage import ZERO, Usage
@@ -88,6 +96,7 @@ class ScriptedEngine:
         return "".join(map(chr, ids))
 
     def sample(self, prefix: Prefix, sampling: Sampling, *, seeds: Sequence[int], at: float = 0.0) -> "ScriptedStream":
+        refuse_constraints(sampling, self.capabilities, self.name, "let its script say what fits")
         if self._context is not None and len(prefix) + sampling.max_tokens > self._context:
             raise PromptError(
                 f"a prompt of {len(prefix)} tokens and max_tokens={sampling.max_tokens} do not fit the context of "
@@ -98,15 +107,24 @@ class ScriptedEngine:
         text = self.decode(prefix.ids)
         samples = []
         for index, seed in enumerate(seeds):
-            ids = _cut(self.encode(self._script(text, seed)), sampling)
+            ids = self._cut(self.encode(self._script(text, seed)), sampling)
             usage = self._sample_usage(prefix, len(ids), first=index == 0)
             end = at + (self._latency if isinstance(self._latency, (int, float)) else self._latency(text, seed))
-            finish: Literal["stop", "length"] = "stop" if ids[-1] in sampling.stop_ids else "length"
+            finish: Literal["stop", "length"] = "stop" if self._ends(ids, sampling) else "length"
             samples.append(Completion(index, ids, finish, usage, (-1.0,) * len(ids), end))
             if self._known is not None:
                 self._known.add(prefix.ids + ids)
         samples.sort(key=lambda sample: (sample.at, sample.index))
         return ScriptedStream(self, samples, fault, self._pace)
+
+    def _cut(self, ids: tuple[int, ...], sampling: Sampling) -> tuple[int, ...]:
+        """`ids` up to the first stop and to `max_tokens`; an empty script says one space."""
+        ids = ids[: sampling.max_tokens] or (ord(" "),)
+        return next((ids[:end] for end in range(1, len(ids)) if self._ends(ids[:end], sampling)), ids)
+
+    def _ends(self, said: tuple[int, ...], sampling: Sampling) -> bool:
+        texts = sampling.stop_texts
+        return said[-1] in sampling.stop_ids or bool(texts and any(text in self.decode(said) for text in texts))
 
     def _sample_usage(self, prefix: Prefix, generated: int, *, first: bool) -> Usage:
         size = len(prefix)
@@ -209,12 +227,3 @@ class ScriptedStream:
         self._next = len(self._samples)
         self._engine.serve(used)
         return used
-
-
-def _cut(ids: tuple[int, ...], sampling: Sampling) -> tuple[int, ...]:
-    """`ids` up to the first stop id and to `max_tokens`; an empty script says one space."""
-    ids = ids[: sampling.max_tokens] or (ord(" "),)
-    for place, token in enumerate(ids):
-        if token in sampling.stop_ids:
-            return ids[: place + 1]
-    return ids

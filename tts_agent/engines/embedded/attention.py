@@ -43,16 +43,16 @@ class Plan:
         positions: list[int] = []
         slots = []
         for batch in batches(groups):
-            self._layouts.append(_layout(batch, len(ids)))
+            self._layouts.append(_layout(batch, len(ids), pool.device))
             for group in batch.groups:
                 for row in group.rows:
                     ids.extend(row.ids)
                     positions.extend(range(row.start, row.start + len(row.ids)))
                     slots.append(row.slots)
                     row.last = len(ids) - 1
-        self.ids = torch.tensor(ids)
-        self.positions = torch.tensor(positions)
-        self.slots = torch.from_numpy(np.concatenate(slots))
+        self.ids = torch.tensor(ids, device=pool.device)
+        self.positions = torch.tensor(positions, device=pool.device)
+        self.slots = torch.from_numpy(np.concatenate(slots)).to(pool.device)
 
     def __call__(
         self,
@@ -92,8 +92,8 @@ def _capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: floa
     return torch.softmax(scores + mask, dim=-1) @ v
 
 
-def _layout(batch: Batch, first: int) -> Layout:
-    """Lay out `batch`; its tokens follow one another from `first`."""
+def _layout(batch: Batch, first: int, device: torch.device) -> Layout:
+    """Lay out `batch` on `device`; its tokens follow one another from `first`."""
     groups, width, length = batch
     size = len(groups)
     queries = np.array([group.queries for group in groups])
@@ -120,7 +120,9 @@ def _layout(batch: Batch, first: int) -> Layout:
         gather = torch.from_numpy(np.flatnonzero(real))
         spread = torch.full((size * width,), first, dtype=torch.int64)
         spread[gather] = torch.arange(first, last)
-    return Layout(first, last, size, width, length, torch.from_numpy(slots.ravel()), mask, spread, gather)
+        spread, gather = spread.to(device), gather.to(device)
+    places = torch.from_numpy(slots.ravel()).to(device)
+    return Layout(first, last, size, width, length, places, mask.to(device), spread, gather)
 
 
 def _windows(groups: Sequence[Group]) -> tuple[list[int], list[int]]:

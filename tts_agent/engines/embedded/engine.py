@@ -9,7 +9,16 @@ from typing import Any, Self
 
 from tokenizers import Tokenizer
 
-from tts_agent.engines.base import Capabilities, Completion, Label, LabelScores, Sampling
+from tts_agent.engines.base import (
+    Capabilities,
+    Completion,
+    HiddenState,
+    Label,
+    LabelScores,
+    Sampling,
+    refuse_constraints,
+)
+from tts_agent.engines.embedded.constraint import REMEDY, Constraint, Constraints, available
 from tts_agent.engines.embedded.counters import Counters
 from tts_agent.engines.embedded.folder import read_end_ids, read_tokenizer
 from tts_agent.engines.embedded.loading import load_model
@@ -29,15 +38,16 @@ CACHE_BYTES = 512 * 2**20
 
 
 class EmbeddedEngine:
-    """Serves the model in `folder`, in fp32 on the CPU: the Llama family by a forward pass of its own, others through
-    `transformers` (see `load_model`).
+    """Serves the model in `folder`, in fp32 on `device` (`cpu`, `cuda` or `mps`).
 
+    The Llama family is computed by a forward pass of its own, other families through `transformers`.
     Requests of any number of searches and event loops run together, one forward pass a step. What branches share
     is computed once and kept: `cache_tokens` tokens, by default as many as fit in 512 MiB, the least recently
     used evicted first and nothing that a running request needs. A request waits until its longest course fits.
 
     `threads` is torch's number of threads in this process. `max_branches` bounds how many samples are decoded at
-    once, `step_tokens` how many prompt tokens are computed in one step (short steps keep branches flowing).
+    once, `step_tokens` how many prompt tokens are computed in one step (short steps keep branches flowing). A request
+    that finds no room for `wait_seconds` fails with `EngineUnavailable`.
     Raises `ModelError` if the folder is missing, broken or of a kind that would not be computed exactly.
     """
 
@@ -45,10 +55,12 @@ class EmbeddedEngine:
         self,
         folder: str | Path,
         *,
+        device: str = "cpu",
         threads: int = 1,
         cache_tokens: int | None = None,
         max_branches: int = 256,
         step_tokens: int = 512,
+        wait_seconds: float = 600.0,
         name: str | None = None,
     ) -> None:
         settings = {"threads": threads, "max_branches": max_branches, "step_tokens": step_tokens}
@@ -57,15 +69,22 @@ class EmbeddedEngine:
                 raise ConfigError(f"{setting}={value!r} must be at least 1")
         if cache_tokens is not None and cache_tokens < 1:
             raise ConfigError(f"cache_tokens={cache_tokens!r} must be at least 1, or None for 512 MiB")
+        if not wait_seconds > 0:
+            raise ConfigError(f"wait_seconds={wait_seconds!r} must be above 0")
         self._folder = Path(folder)
         self._name = name or f"embedded://{folder}"
         self._tokenizer: Tokenizer | None = None
-        model = load_model(self._folder)
+        model = load_model(self._folder, device)
         self._shape = model.shape
         self._end_ids = read_end_ids(self._folder)
         self._cache_tokens = cache_tokens or max(1, CACHE_BYTES // token_bytes(model.shape))
+        self._constraints: Constraints | None = None
         self._scheduler = Scheduler(
-            model, cache_tokens=self._cache_tokens, max_branches=max_branches, step_tokens=step_tokens
+            model,
+            cache_tokens=self._cache_tokens,
+            max_branches=max_branches,
+            step_tokens=step_tokens,
+            wait_seconds=wait_seconds,
         )
         self._worker = Worker(self._scheduler, threads=threads)
         self._finalizer = weakref.finalize(self, self._worker.stop)
@@ -82,9 +101,11 @@ class EmbeddedEngine:
             label_logprobs=True,
             aborts=True,
             shares_prompt=True,
+            constrains=available(),
+            hidden_states=True,
             context=self._shape.context,
             end_ids=self._end_ids,
-            info={"cache_tokens": str(self._cache_tokens)},
+            info={"cache_tokens": str(self._cache_tokens), "token_bytes": str(token_bytes(self._shape))},
         )
 
     @property
@@ -111,11 +132,46 @@ class EmbeddedEngine:
             raise ConfigError("sample() needs at least one seed: one per sample")
         more = sampling.max_tokens
         self._check(prefix.ids, more, f"max_tokens={more!r}", more)
+        refuse_constraints(sampling, self.capabilities, self.name, REMEDY)
         messages: Messages = asyncio.Queue()
         mailbox = Mailbox(asyncio.get_running_loop(), messages.put_nowait)
-        request = Sample(prefix.ids, mailbox, sampling=sampling, seeds=tuple(seeds))
+        request = Sample(
+            prefix.ids,
+            mailbox,
+            sampling=sampling,
+            seeds=tuple(seeds),
+            ends=self._stopper(sampling.stop_texts),
+            constraint=self._constraint(sampling),
+        )
         self._post(partial(self._scheduler.submit, request))
         return EmbeddedStream(self, self._worker, request, messages)
+
+    def _stopper(self, texts: tuple[str, ...]) -> Callable[[Sequence[int]], bool] | None:
+        """Whether the last of the ids is one in which a stop text ends."""
+        if not texts:
+            return None
+        # Every token but the last few of a stop text has a byte of it; one more gives decoders their context.
+        reach = max(len(text.encode()) for text in texts) + 1
+
+        def ended(ids: Sequence[int]) -> bool:
+            tail = self.decode(ids[-reach:])
+            return any(text in tail for text in texts)
+
+        return ended
+
+    def _constraint(self, sampling: Sampling) -> Constraint | None:
+        if not sampling.constrained:
+            return None
+        if self._constraints is None:
+            path = self._folder / "tokenizer.json"
+            self._constraints = Constraints(path, vocab=self._shape.vocab, end_ids=self._end_ids)
+        return self._constraints.compile(sampling)
+
+    async def hidden_states(self, prefixes: Sequence[Prefix]) -> list[HiddenState]:
+        """See `Reader.hidden_states`."""
+        for prefix in prefixes:
+            self._check(prefix.ids, 0, "nothing more", 0)
+        return await self._ask(prefixes, suffix=(), labels=(), reads=True)
 
     async def label_logprobs(
         self, prefixes: Sequence[Prefix], suffix: Sequence[int], labels: Sequence[Label]
@@ -129,16 +185,27 @@ class EmbeddedEngine:
         for prefix in prefixes:
             self._check(prefix.ids, length, f"a question of {length} tokens", room)
         self._check_vocabulary((*suffix, *(id for label in asked for id in label)))
+        return await self._ask(prefixes, suffix=suffix, labels=asked)
+
+    async def _ask(
+        self,
+        prefixes: Sequence[Prefix],
+        *,
+        suffix: tuple[int, ...],
+        labels: tuple[tuple[int, ...], ...],
+        reads: bool = False,
+    ) -> list[Any]:
+        """The answers to one question about each prefix: `HiddenState` if it reads, else `LabelScores`."""
         loop = asyncio.get_running_loop()
-        answers: list[asyncio.Future[LabelScores]] = [loop.create_future() for _ in prefixes]
+        answers: list[asyncio.Future[Any]] = [loop.create_future() for _ in prefixes]
         questions = [
-            Question(prefix.ids, Mailbox(loop, _answering(answer)), suffix=suffix, labels=asked)
+            Question(prefix.ids, Mailbox(loop, _answering(answer)), suffix=suffix, labels=labels, reads=reads)
             for prefix, answer in zip(prefixes, answers, strict=True)
         ]
         self._post(partial(self._scheduler.submit, *questions))
         try:
             return list(await asyncio.gather(*answers))
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, EngineUnavailable):
             for question in questions:
                 self._worker.post(partial(self._scheduler.abort, question))
             raise

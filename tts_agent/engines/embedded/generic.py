@@ -39,14 +39,15 @@ class Generic:
     Raises `ModelError` if it cannot be loaded or would not be computed exactly.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         self._folder = folder
+        self.device = device
         config = self._read_config()
         self._whole = self._load()
         self._base = self._whole.base_model
         if self._base is self._whole:
             raise self._error("its output matrix cannot be told from the rest")
-        tree = Tree(min(config.vocab_size, 10_000))
+        tree = Tree(min(config.vocab_size, 10_000), device)
         probe = Probe(tree.seen)
         try:
             with torch.inference_mode():
@@ -116,7 +117,7 @@ class Generic:
                     f"weights do not fit config.json: {problem} {names!r}",
                     "the folder is incomplete or of another architecture",
                 )
-        return model.eval().requires_grad_(False)
+        return model.to(self.device).eval().requires_grad_(False)
 
     def _shape(self, config: Any, probe: Probe, hidden: int) -> Shape:
         """The shape that the model's calls of attention show; refuses calls that would be answered wrongly."""

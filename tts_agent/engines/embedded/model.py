@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -43,6 +44,11 @@ class Model(Protocol):
 
     @property
     def shape(self) -> Shape: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are; everything of a step is there."""
+        ...
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Final hidden states `[tokens, hidden]` of `ids` at `positions`."""

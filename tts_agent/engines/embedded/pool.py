@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tts_agent.engines.embedded.model import Shape
 from tts_agent.engines.embedded.radix import Slots
+from tts_agent.errors import ConfigError
 
 
 class SlotPool:
@@ -13,17 +14,25 @@ class SlotPool:
 
     `kv` is `[layers, 2, slots, kv_heads * head_dim]` (0 = keys, 1 = values), `hidden` is `[slots, hidden]`: the
     final hidden state is kept for every token, so that any cached prefix can be continued or asked without running
-    its last token again. Slot 0 belongs to nobody: it pads gathers and stays zero.
+    its last token again. Slot 0 belongs to nobody: it pads gathers and stays zero. Raises `ConfigError` if the device
+    has not that much memory.
     """
 
-    def __init__(self, shape: Shape, capacity: int) -> None:
+    def __init__(self, shape: Shape, capacity: int, device: torch.device) -> None:
         # NOTE: not zeroed: untouched pages cost no memory, and slots are handed out from the lowest.
-        self.kv = torch.empty(shape.layers, 2, capacity + 1, shape.kv_heads * shape.head_dim)
-        self.hidden = torch.empty(capacity + 1, shape.hidden)
+        try:
+            self.kv = torch.empty(shape.layers, 2, capacity + 1, shape.kv_heads * shape.head_dim, device=device)
+            self.hidden = torch.empty(capacity + 1, shape.hidden, device=device)
+        except RuntimeError as error:  # torch has no narrower one on the CPU
+            raise ConfigError(
+                f"no memory for cache_tokens={capacity!r} of {token_bytes(shape)} bytes each on {str(device)!r}: "
+                f"{str(error).splitlines()[0]}; make it smaller"
+            ) from error
         self.kv[:, :, 0] = 0.0
         self.hidden[0] = 0.0
         self.capacity = capacity
-        self._buffer = torch.empty(0)
+        self.device = device
+        self._buffer = torch.empty(0, device=device)
         self._stack = np.arange(capacity, 0, -1, dtype=np.int64)  # free slots, the next one last
         self.free = capacity
 
@@ -48,7 +57,7 @@ class SlotPool:
         size = 2 * len(slots) * self.kv.shape[-1]
         # NOTE: one buffer for all reads: a fresh one of this size would cost a page fault for every 4 KiB.
         if len(self._buffer) < size:
-            self._buffer = torch.empty(size + size // 2)
+            self._buffer = torch.empty(size + size // 2, device=self.device)
         out = self._buffer[:size].view(2, len(slots), -1)
         return torch.index_select(self.kv[layer], 1, slots, out=out)
 

@@ -18,13 +18,13 @@ UNSERVED = {
 
 
 class Tree:
-    """Random ids: a start of 7 tokens and two branches of 5, packed."""
+    """Random ids on `device`: a start of 7 tokens and two branches of 5, packed."""
 
-    def __init__(self, vocab: int) -> None:
+    def __init__(self, vocab: int, device: torch.device) -> None:
         size = START + 2 * BRANCH
-        self.ids = torch.randint(vocab, (size,), generator=torch.Generator().manual_seed(1))
-        self.positions = torch.cat((torch.arange(START), torch.arange(START, START + BRANCH).repeat(2)))
-        self.seen = torch.ones(size, size, dtype=torch.bool).tril()
+        self.ids = torch.randint(vocab, (size,), generator=torch.Generator().manual_seed(1)).to(device)
+        self.positions = torch.cat((torch.arange(START), torch.arange(START, START + BRANCH).repeat(2))).to(device)
+        self.seen = torch.ones(size, size, dtype=torch.bool, device=device).tril()
         self.seen[START + BRANCH :, START : START + BRANCH] = False
         self._rows = [
             torch.arange(START + BRANCH),

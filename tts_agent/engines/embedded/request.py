@@ -8,14 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from tts_agent.engines.base import Completion, LabelScores, Sampling
+from tts_agent.engines.base import Completion, FinishReason, HiddenState, LabelScores, Sampling
+from tts_agent.engines.embedded.constraint import Constraint
 from tts_agent.engines.embedded.counters import Counters
 from tts_agent.engines.embedded.grouping import Row
 from tts_agent.engines.embedded.radix import NO_SLOTS, Node, Slots
+from tts_agent.engines.embedded.sampler import Wish
 from tts_agent.errors import EngineUnavailable
 from tts_agent.usage import Usage
 
-Message = Completion | LabelScores | Usage | Counters | EngineUnavailable
+Message = Completion | LabelScores | HiddenState | Usage | Counters | EngineUnavailable
 
 
 class Mailbox(NamedTuple):
@@ -35,6 +37,7 @@ class Prompt:
 
     ids: tuple[int, ...]
     mailbox: Mailbox
+    since: float = field(default=0.0, init=False)  # monotonic seconds when it was submitted
     node: Node | None = field(default=None, init=False)  # set at admission
     cached: int = field(default=0, init=False)  # tokens that were in the cache at admission
     computed: int = field(default=0, init=False)  # tokens run through the model so far
@@ -47,10 +50,15 @@ class Prompt:
 
 @dataclass(slots=True, eq=False)
 class Sample(Prompt):
-    """A request for `len(seeds)` samples; `opened` of them have become branches, `branches` are those that live."""
+    """A request for `len(seeds)` samples; `opened` of them have become branches, `branches` are those that live.
+
+    `ends` says of a branch's ids whether a stop text has ended; `constraint` is where each branch begins.
+    """
 
     sampling: Sampling
     seeds: Sequence[int]
+    ends: Callable[[Sequence[int]], bool] | None = None
+    constraint: Constraint | None = None
     opened: int = field(default=0, init=False)
     branches: list["Branch"] = field(default_factory=list, init=False)
     told: bool = field(default=False, init=False)  # the cost of the prompt was reported
@@ -81,6 +89,7 @@ class Branch:
     index: int
     seed: int  # 64 bits, unsigned
     slots: Slots  # [max_tokens - 1]; the first `run` are in use
+    constraint: Constraint | None
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     run: int = 0
@@ -89,7 +98,8 @@ class Branch:
     def next_of(cls, request: Sample) -> "Branch":
         """Make the next waiting sample of `request` a branch."""
         seed = request.seeds[request.opened] & 0xFFFF_FFFF_FFFF_FFFF
-        branch = cls(request, request.opened, seed, np.empty(request.room, dtype=np.int64))
+        constraint = request.constraint.copy() if request.constraint else None
+        branch = cls(request, request.opened, seed, np.empty(request.room, dtype=np.int64), constraint)
         request.opened += 1
         request.branches.append(branch)
         return branch
@@ -108,6 +118,26 @@ class Branch:
         return self.request.node.last_slot
 
     @property
+    def wish(self) -> Wish:
+        """What decides its next token."""
+        allowed = self.constraint.allowed if self.constraint else None
+        return Wish(self.request.sampling, self.request.ids, self.ids, allowed)
+
+    def say(self, token: int, logprob: float) -> FinishReason | None:
+        """Add a sampled token; returns why the branch ends with it, or None if it goes on."""
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        request = self.request
+        if token in request.sampling.stop_ids or (request.ends and request.ends(self.ids)):
+            return "stop"
+        if self.constraint:
+            if self.constraint.take(token):
+                return "stop"
+            if self.constraint.broken:
+                return "length"
+        return "length" if len(self.ids) == request.sampling.max_tokens else None
+
+    @property
     def usage(self) -> Usage:
         """Tokens of this branch alone."""
         return Usage(generated=len(self.ids), decoded=self.run)
@@ -117,12 +147,15 @@ class Branch:
 class Question(Prompt):
     """Asks for the log-probabilities of `labels` after `ids + suffix`; what is computed for them is not kept.
 
+    With `reads` it asks for the hidden state there instead.
+
     `heads` are what must be computed of labels of several tokens: each label but its last token, without those that
     are the beginning of another.
     """
 
     suffix: tuple[int, ...]
     labels: tuple[tuple[int, ...], ...]
+    reads: bool = False
     heads: tuple[tuple[int, ...], ...] = field(init=False)
 
     def __post_init__(self) -> None:

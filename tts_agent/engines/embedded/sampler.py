@@ -6,6 +6,7 @@ has or on what else the engine runs.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tts_agent.engines.base import Sampling
+
+
+class Wish(NamedTuple):
+    """What decides the next token of one branch, beside its logits and its number."""
+
+    sampling: Sampling
+    prompt: tuple[int, ...]
+    said: Sequence[int]  # the branch's own ids
+    allowed: Tensor | None = None  # [vocab] bool: the ids that a constraint allows
 
 
 def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -28,40 +38,74 @@ def _splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return np.asarray(x ^ (x >> np.uint64(31)))
 
 
-def draw(logits: Tensor, samplings: Sequence[Sampling], uniform: NDArray[np.float64]) -> tuple[list[int], list[float]]:
+def draw(logits: Tensor, wishes: Sequence[Wish], uniform: NDArray[np.float64]) -> tuple[list[int], list[float]]:
     """A token for each row of `logits` `[rows, vocab]`, and its raw log-probability."""
     logprobs = torch.log_softmax(logits, dim=-1)
-    temperatures = [sampling.temperature for sampling in samplings]
+    # What changes no ratio may as well start from log-probabilities.
+    weights = _adjusted(logits, wishes)
+    temperatures = [wish.sampling.temperature for wish in wishes]
     if any(temperatures):
-        chosen = _inverse_cdf(_shaped(logits, logprobs, samplings), torch.from_numpy(uniform))
+        plain = weights is logits and all(temperature == 1.0 for temperature in temperatures)
+        probs = logprobs.exp() if plain else _heated(weights, temperatures)
+        _cut(probs, [wish.sampling for wish in wishes])
+        chosen = _inverse_cdf(probs, torch.from_numpy(uniform).to(probs.device))
         if not all(temperatures):
-            greedy = torch.tensor([temperature == 0 for temperature in temperatures])
-            chosen = torch.where(greedy, logits.argmax(dim=-1), chosen)
+            greedy = torch.tensor([temperature == 0 for temperature in temperatures], device=chosen.device)
+            chosen = torch.where(greedy, weights.argmax(dim=-1), chosen)
     else:
-        chosen = logits.argmax(dim=-1)
+        chosen = weights.argmax(dim=-1)
     return chosen.tolist(), logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
 
 
-def _shaped(logits: Tensor, logprobs: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """Probabilities after temperature, then top-k, then top-p."""
-    temperatures = [sampling.temperature or 1.0 for sampling in samplings]
-    if all(temperature == 1.0 for temperature in temperatures):
-        probs = logprobs.exp()
-    else:
-        probs = torch.softmax(logits / torch.tensor(temperatures).unsqueeze(1), dim=-1)
+def _adjusted(logits: Tensor, wishes: Sequence[Wish]) -> Tensor:
+    """`logits` after penalties and constraints; the same tensor if there are none."""
+    rows = [i for i, wish in enumerate(wishes) if wish.allowed is not None or wish.sampling.penalises]
+    if not rows:
+        return logits
+    logits = logits.clone()
+    for i in rows:
+        if wishes[i].sampling.penalises:
+            _penalise(logits[i], wishes[i])
+        if (allowed := wishes[i].allowed) is not None:
+            logits[i].masked_fill_(~allowed.to(logits.device), float("-inf"))
+    return logits
+
+
+def _penalise(row: Tensor, wish: Wish) -> None:
+    """Change one row of logits in place."""
+    sampling = wish.sampling
+    if sampling.repetition_penalty != 1:
+        seen = torch.from_numpy(np.unique(np.array((*wish.prompt, *wish.said)))).to(row.device)
+        said = row[seen]
+        row[seen] = torch.where(said > 0, said / sampling.repetition_penalty, said * sampling.repetition_penalty)
+    if wish.said and (sampling.presence_penalty or sampling.frequency_penalty):
+        ids, counts = np.unique(np.array(wish.said), return_counts=True)
+        penalty = sampling.presence_penalty + sampling.frequency_penalty * counts
+        row[torch.from_numpy(ids).to(row.device)] -= torch.from_numpy(penalty).to(row)
+
+
+def _heated(weights: Tensor, temperatures: Sequence[float]) -> Tensor:
+    divisor = torch.tensor([temperature or 1.0 for temperature in temperatures], device=weights.device)
+    return torch.softmax(weights / divisor.unsqueeze(1), dim=-1)
+
+
+def _cut(probs: Tensor, samplings: Sequence[Sampling]) -> None:
+    """Zero in place what top-k, top-p and min-p leave out (not normalised: the inverse CDF scales by the total)."""
     rows = [i for i, s in enumerate(samplings) if s.temperature and (s.top_k or s.top_p < 1)]
     if rows:
-        probs[rows] = _cut(probs[rows], [samplings[i] for i in rows])
-    return probs
+        probs[rows] = _ranked(probs[rows], [samplings[i] for i in rows])
+    if any(sampling.min_p for sampling in samplings):
+        share = torch.tensor([sampling.min_p for sampling in samplings], device=probs.device).unsqueeze(1)
+        probs.masked_fill_(probs < share * probs.max(dim=-1, keepdim=True).values, 0.0)
 
 
-def _cut(probs: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """Zero what top-k and top-p leave out (not normalised: the inverse CDF scales by the total)."""
+def _ranked(probs: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """`probs` without what top-k, then top-p leave out."""
     ordered, order = probs.sort(dim=-1, descending=True, stable=True)
-    vocab = probs.shape[-1]
-    ranks = torch.tensor([sampling.top_k or vocab for sampling in samplings]).unsqueeze(1)
-    ordered = ordered.masked_fill(torch.arange(vocab) >= ranks, 0.0)
-    top_p = torch.tensor([sampling.top_p for sampling in samplings]).unsqueeze(1)
+    vocab, device = probs.shape[-1], probs.device
+    ranks = torch.tensor([sampling.top_k or vocab for sampling in samplings], device=device).unsqueeze(1)
+    ordered = ordered.masked_fill(torch.arange(vocab, device=device) >= ranks, 0.0)
+    top_p = torch.tensor([sampling.top_p for sampling in samplings], device=device).unsqueeze(1)
     before = ordered.cumsum(dim=-1) - ordered
     # A token stays if the ones before it do not reach top_p yet; the first always stays.
     dropped = (before >= top_p * ordered.sum(dim=-1, keepdim=True)) & (top_p < 1)

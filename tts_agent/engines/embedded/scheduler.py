@@ -3,8 +3,12 @@
 One step is one forward pass over the next token of every live branch and a chunk of every prompt and question
 that is not cached yet. A request is admitted only when its longest course fits the cache beside what was promised
 to others, so nothing that runs is ever evicted or computed twice; what does not fit waits in order.
+
+Nobody waits for somebody else's many: a request without a branch gets its first before others get more, then the one
+with the fewest gets the next; prompts share a step's tokens.
 """
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -12,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tts_agent.engines.base import Completion, FinishReason, LabelScores
+from tts_agent.engines.base import Completion, FinishReason, HiddenState, LabelScores
 from tts_agent.engines.embedded.attention import Plan
 from tts_agent.engines.embedded.counters import Counters
 from tts_agent.engines.embedded.grouping import Row, groups
@@ -24,17 +28,23 @@ from tts_agent.engines.embedded.sampler import draw, uniforms
 from tts_agent.errors import EngineUnavailable
 from tts_agent.usage import ZERO, Usage
 
+LEAST_CHUNK = 32
+"""Tokens of a prompt that a step computes at least, however many prompts there are."""
+
 
 class Scheduler:
     """All state of the engine; used by one thread. Answers collect in `outbox`."""
 
-    def __init__(self, model: Model, *, cache_tokens: int, max_branches: int, step_tokens: int) -> None:
+    def __init__(
+        self, model: Model, *, cache_tokens: int, max_branches: int, step_tokens: int, wait_seconds: float = 600.0
+    ) -> None:
         self.tree = RadixTree()
-        self.pool = SlotPool(model.shape, cache_tokens)
+        self.pool = SlotPool(model.shape, cache_tokens, model.device)
         self.outbox: list[tuple[Mailbox, Message]] = []
         self._model = model
         self._max_branches = max_branches
         self._step_tokens = step_tokens
+        self._wait_seconds = wait_seconds
         self._queue: deque[Request] = deque()  # not admitted yet
         self._prompts: list[Request] = []  # admitted, not all computed
         self._samples: list[Sample] = []  # admitted, not finished
@@ -57,6 +67,9 @@ class Scheduler:
 
     def submit(self, *requests: Request) -> None:
         """Queue `requests`; the next step sees them."""
+        now = time.monotonic()
+        for request in requests:
+            request.since = now
         self._queue.extend(requests)
 
     def abort(self, request: Request) -> Usage:
@@ -99,6 +112,8 @@ class Scheduler:
     def step(self) -> None:
         """Advance everything by one token or chunk."""
         self._admit()
+        if not self.busy:
+            return
         asked = self._forward()
         branches = [branch for branch in self._branches if not branch.request.left]
         # NOTE: holds while admission keeps its promises; a broken one must not become a silent endless loop.
@@ -110,9 +125,9 @@ class Scheduler:
 
     def _admit(self) -> None:
         for sample in self._samples:
-            self._open(sample)
-        # What was admitted comes first; a question needs its slots for one step only and may pass.
-        full = any(sample.waiting for sample in self._samples)
+            if not sample.branches:
+                self._open(sample)
+        full = False
         waiting: deque[Request] = deque()
         for request in self._queue:
             if full and isinstance(request, Sample):
@@ -127,6 +142,30 @@ class Scheduler:
                 waiting.append(request)
                 full = True
         self._queue = waiting
+        if full:
+            # What waits comes before more branches of what runs; a question needs its slots for one step only.
+            self._give_up()
+        else:
+            self._fill()
+
+    def _give_up(self) -> None:
+        """Tell those that have waited too long."""
+        latest = time.monotonic() - self._wait_seconds
+        for request in [request for request in self._queue if request.since < latest]:
+            self._queue.remove(request)
+            reason = (
+                f"no room for one more branch within wait_seconds={self._wait_seconds!r}: others use the cache of "
+                f"cache_tokens={self.pool.capacity!r} or all of max_branches={self._max_branches!r}; "
+                "make them larger or ask for less at once"
+            )
+            self.outbox.append((request.mailbox, EngineUnavailable(reason)))
+
+    def _fill(self) -> None:
+        """Make branches of waiting samples as long as they fit, always of the request that has the fewest."""
+        waiting = [sample for sample in self._samples if sample.waiting]
+        while waiting and self._open(fewest := min(waiting, key=lambda sample: len(sample.branches))):
+            if not fewest.waiting:
+                waiting.remove(fewest)
 
     def _available(self) -> int:
         """Slots that are free or can be freed, less what was promised."""
@@ -152,11 +191,13 @@ class Scheduler:
             self._samples.append(request)
             self._open(request)
 
-    def _open(self, request: Sample) -> None:
-        """Make branches of the waiting samples that fit."""
-        while request.waiting and len(self._branches) < self._max_branches and request.room <= self._available():
-            self._branches.append(Branch.next_of(request))
-            self._promised += request.room
+    def _open(self, request: Sample) -> bool:
+        """Make the next waiting sample a branch, if there is one and it fits."""
+        if not request.waiting or len(self._branches) >= self._max_branches or request.room > self._available():
+            return False
+        self._branches.append(Branch.next_of(request))
+        self._promised += request.room
+        return True
 
     # The forward pass
 
@@ -190,10 +231,11 @@ class Scheduler:
         """The tokens of each prompt to compute in this step."""
         budget = self._step_tokens
         chunks = []
-        for prompt in self._prompts:
+        for place, prompt in enumerate(self._prompts):
             if budget <= 0:
                 break
-            chunks.append(Chunk.next_of(prompt, budget))
+            share = -(-budget // (len(self._prompts) - place))
+            chunks.append(Chunk.next_of(prompt, min(budget, max(share, LEAST_CHUNK))))
             budget -= max(chunks[-1].size, 1)
         return chunks
 
@@ -248,18 +290,23 @@ class Scheduler:
         return usage
 
     def _answer(self, branches: list[Branch], asked: list[tuple[Question, Tensor]]) -> None:
-        last = torch.tensor([branch.last_slot for branch in branches], dtype=torch.int64)
+        last = torch.tensor([branch.last_slot for branch in branches], dtype=torch.int64, device=self.pool.device)
         hidden = self.pool.hidden.index_select(0, last)
         if asked:
             hidden = torch.cat((hidden, *(states for _, states in asked)))
         logits = self._model.logits(hidden)
+        if logits.device.type == "mps":
+            logits = logits.cpu()  # a cumulative distribution wants float64, which MPS has not
         if asked:
             scores = torch.log_softmax(logits[len(branches) :], dim=-1)
             parts = torch.split(scores, [len(states) for _, states in asked])
-            for (question, _), part in zip(asked, parts, strict=True):
-                answer = question.score(part)
-                self.outbox.append((question.mailbox, LabelScores(answer, question.usage)))
+            for (question, states), part in zip(asked, parts, strict=True):
                 self._totals["cached"] += question.cached
+                if question.reads:
+                    answer: Message = HiddenState(tuple(states[0].tolist()), question.usage)
+                else:
+                    answer = LabelScores(question.score(part), question.usage)
+                self.outbox.append((question.mailbox, answer))
         if branches:
             self._extend(branches, logits[: len(branches)])
 
@@ -267,16 +314,11 @@ class Scheduler:
         """Sample the next token of each branch and end those that are complete."""
         seeds = np.array([branch.seed for branch in branches], dtype=np.uint64)
         positions = np.array([len(branch.ids) for branch in branches], dtype=np.uint64)
-        samplings = [branch.request.sampling for branch in branches]
+        wishes = [branch.wish for branch in branches]
         ended: set[Branch] = set()
-        for branch, token, logprob in zip(branches, *draw(logits, samplings, uniforms(seeds, positions)), strict=True):
-            branch.ids.append(token)
-            branch.logprobs.append(logprob)
-            if token in branch.request.sampling.stop_ids:
-                self._end(branch, "stop")
-                ended.add(branch)
-            elif len(branch.ids) == branch.request.sampling.max_tokens:
-                self._end(branch, "length")
+        for branch, token, logprob in zip(branches, *draw(logits, wishes, uniforms(seeds, positions)), strict=True):
+            if finish := branch.say(token, logprob):
+                self._end(branch, finish)
                 ended.add(branch)
         self._totals["generated"] += len(branches)
         if ended:
