@@ -2,10 +2,8 @@
 
     python -m benchmarks.sharing [--json]
 
-The workload: a prompt of 256 random tokens; the root grows 8 children of 24 sampled tokens, the best 4 grow 8 each,
-the best 4 of those grow 8 each (8 + 32 + 32 branches). Each branch is asked one verifier's question (4 tokens, two
-labels), and its answer decides which are kept. The model is a random Llama of hidden size 192 with 6 layers and a
-vocabulary of 512.
+The workload is the tree of `benchmarks.workload`: 8 + 32 + 32 branches of 24 sampled tokens, each asked a question. The
+model is a random Llama of hidden size 192 with 6 layers and a vocabulary of 512.
 
     ratio = tokens computed / (prompt tokens + sampled tokens + question tokens)
 
@@ -27,17 +25,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.workload import BRANCH_TOKENS, KEEP, LABELS, LEVELS, PROMPT_TOKENS, QUESTION, WIDTH, make_model, prompt
 from tts_agent.engines import Sampling
 from tts_agent.engines.embedded import EmbeddedEngine
 from tts_agent.prefix import Prefix
-
-PROMPT_TOKENS, BRANCH_TOKENS, WIDTH, KEEP, LEVELS = 256, 24, 8, 4, 3
-QUESTION, LABELS = (3, 5, 7, 11), (13, 17)
-VOCABULARY = 512
 
 
 @dataclass(slots=True)
@@ -75,31 +69,12 @@ def trie_size(sequences: Iterable[Sequence[int]]) -> int:
     return nodes
 
 
-def make_model(folder: Path) -> None:
-    """Save the random Llama of the workload."""
-    from transformers import LlamaConfig, LlamaForCausalLM, logging
-
-    logging.disable_progress_bar()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=192,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        intermediate_size=512,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-
-
 async def run_tree(engine: EmbeddedEngine, *, shared: bool) -> Run:
     """Run the workload; without `shared`, each request is alone with an empty cache."""
     rng = random.Random(1)
     run = Run()
     start, before = time.perf_counter(), engine.counters
-    parents = [Prefix(tuple(rng.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS)))]
+    parents = [Prefix(tuple(prompt(1)))]
     for _ in range(LEVELS):
         seeds = [[rng.getrandbits(64) for _ in range(WIDTH)] for _ in parents]
         if shared:

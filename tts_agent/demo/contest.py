@@ -136,6 +136,9 @@ async def _tries(
         on_attempt(arm)
         return tried
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(number, puzzle)) for number, puzzle in enumerate(puzzles)]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(number, puzzle)) for number, puzzle in enumerate(puzzles)]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None  # an outage fails all of them alike: one error says it
     return tuple(task.result() for task in tasks)
