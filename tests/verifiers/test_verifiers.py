@@ -44,6 +44,14 @@ async def test_the_score_is_the_good_labels_share_and_only_the_question_is_new()
     assert (await labels(engine)([branch("good")]))[0] == Verdict(0.75, "", "labels", Usage(7, calls=1).as_verifier())
 
 
+async def test_a_question_may_be_ids_and_labels_of_several_tokens_are_charged() -> None:
+    engine = ScriptedEngine(lambda prefix, seed: "x\n", judge=lambda text: 0.75, cache=True)
+    asked = LabelVerifier(engine, question=engine.encode("ok?"), good="yes", bad="no")
+    (verdict,) = await asked([branch("good")])
+    assert verdict == Verdict(0.75, "", "labels", Usage(4 + 3 + 2 + 1, calls=1).as_verifier())
+    assert asked.bound(4) == verdict.usage
+
+
 async def test_a_verifier_may_have_an_engine_of_its_own() -> None:
     sampler, other = make_engine(), make_engine()
     outcome = await search(sampler, make_task(sampler), strategy=Beam(k=2, keep=1), verifier=labels(other))

@@ -16,19 +16,21 @@ class LabelVerifier:
 
     The score is p(good) / (p(good) + p(bad)). Only the question's few tokens are new to the engine, since the branch
     is already computed, and nothing is generated (P(True) of Kadavath et al. 2022). `question` and the labels are
-    given as text. A label of several tokens is scored as a continuation, and its tokens but the last are charged; no
-    label may be the beginning of the other. `engine` may be another than the one that samples; then the branch is
-    computed there as well.
+    given as text, the question also as ids, such as those of a whole turn of a chat. A label of several tokens is
+    scored as a continuation, and its tokens but the last are charged; no label may be the beginning of the other.
+    `engine` may be another than the one that samples; then the branch is computed there as well.
     """
 
     scope: Scope = "thought"
 
-    def __init__(self, engine: Engine, *, question: str, good: str, bad: str, name: str = "labels") -> None:
+    def __init__(
+        self, engine: Engine, *, question: str | Sequence[int], good: str, bad: str, name: str = "labels"
+    ) -> None:
         if not engine.capabilities.label_logprobs:
             raise ConfigError(f"engine {engine.name!r} gives no label log-probabilities; use another verifier")
         self.engine = engine
         self.name = name
-        self.question = engine.encode(question)
+        self.question = engine.encode(question) if isinstance(question, str) else tuple(question)
         if not self.question:
             raise ConfigError(f"question {question!r} encodes to no token")
         self._labels = [self._label(good), self._label(bad)]
