@@ -11,6 +11,9 @@ asking the engine alone for as many samples. Two settings:
   durable (written to a file, with fsync) chunk by chunk under write-ahead grants;
 * bare: no verifier, no limit but the number of expansions, no journal.
 
+Beside it, in the same run, the controllers of its_hub (one beam search of as many thoughts, width 32) and treequest (one
+StandardMCTS tree of 1,000), where they are installed (extra `bench`): neither has budgets, a log, durability or usage.
+
 `growth_100k_over_10k` is the cost a thought, with full duties, at ten times the thoughts over that at the given number.
 """
 
@@ -25,6 +28,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from benchmarks import peers
 from tts_agent import BestFirst, Budget, LabelVerifier, Prefix, Reading, Sampling, ScriptedEngine, Task, Thought, search
 from tts_agent.trace import Recorder
 
@@ -115,18 +119,28 @@ def main(argv: list[str] | None = None) -> int:
     us_bare = measure(bare, small)
     us_small = measure(full, small)
     us_large = measure(full, large)
+    others = {name: measure(run, count) for name, run, count in peers.installed(small)}
     print(f"best-first, width {K * PARALLEL}; microseconds of CPU a thought, engine included")
     print(f"  engine alone               {alone:8.1f}")
     print(f"  bare, {small:,} thoughts     {us_bare:8.1f}")
     print(f"  full, {small:,} thoughts     {us_small:8.1f}")
     print(f"  full, {large:,} thoughts    {us_large:8.1f}   growth {us_large / us_small:.2f}")
+    for name, cost in others.items():
+        print(f"  {name:<26} {cost:8.1f}   bare / it {us_bare / cost:.2f}, full / it {us_small / cost:.2f}")
     if options.json:
+        ratios = {
+            f"{kind}_over_{name}": round(ours / cost, 3)
+            for name, cost in others.items()
+            for kind, ours in (("bare", us_bare), ("full", us_small))
+        }
         result = {
             "us_per_thought_10k": round(us_small, 1),
             "us_per_thought_10k_bare": round(us_bare, 1),
             "us_per_thought_100k": round(us_large, 1),
             "growth_100k_over_10k": round(us_large / us_small, 3),
             "engine_us_per_thought": round(alone, 1),
+            **{f"{name}_us_per_thought": round(cost, 1) for name, cost in others.items()},
+            **ratios,
         }
         print(json.dumps(result))
     return 0

@@ -3,11 +3,27 @@
 Used by `benchmarks.overhead`; needs the extra `bench` (`pip install "tts-agent[bench]"`).
 """
 
+import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
-LEVELS = 8
+WIDTH = 32
+"""Samples a level, as in the search they are compared with."""
+Run = Callable[[int, Path], Coroutine[Any, Any, int]]
+
+
+def installed(thoughts: int) -> list[tuple[str, Run, int]]:
+    """Name, run and number of thoughts of each library that is installed, imported once so that this is not counted."""
+    found: list[tuple[str, Run, int]] = []
+    if importlib.util.find_spec("its_hub"):
+        importlib.import_module("its_hub.algorithms")
+        found.append(("its_hub", its_hub_beam, thoughts))
+    if importlib.util.find_spec("treequest"):
+        importlib.import_module("treequest")
+        found.append(("treequest", treequest_mcts, min(thoughts, 1000)))
+    return found
 
 
 class _Instant:
@@ -33,30 +49,31 @@ class _Scores:
         return [int(step[-5:-1] or "0", 16) / 0x10000 for step in steps]
 
 
-async def its_hub_beam(thoughts: int) -> int:
-    """Beam searches of its_hub, width 32 (8 for each of 4 beams), 8 levels deep, until `thoughts` were sampled."""
+async def its_hub_beam(thoughts: int, folder: Path) -> int:
+    """One beam search of its_hub, width 32 (8 for each of 4 beams), as deep as it takes to sample `thoughts`."""
     from its_hub.algorithms import BeamSearch
     from its_hub.core.lms.step_generation import StepGeneration
 
     logging.getLogger().setLevel(logging.WARNING)
     model = _Instant()
     beam = BeamSearch(
-        StepGeneration(max_steps=LEVELS - 1, step_token="\n", include_stop_str_in_output=True), _Scores(), beam_width=4
+        StepGeneration(max_steps=thoughts // WIDTH - 1, step_token="\n", include_stop_str_in_output=True),
+        _Scores(),
+        beam_width=4,
     )
-    while model.sampled < thoughts:
-        await beam.ainfer(model, "a" * 64, budget=32)
+    await beam.ainfer(model, "a" * 64, budget=WIDTH)
     return model.sampled
 
 
-async def treequest_mcts(thoughts: int) -> int:
+async def treequest_mcts(thoughts: int, folder: Path) -> int:
     """One tree of treequest's StandardMCTS, 32 samples an expansion, until it holds `thoughts`."""
     from treequest import StandardMCTS
 
-    search: Any = StandardMCTS(samples_per_action=32)
+    search: Any = StandardMCTS(samples_per_action=WIDTH)
     state = search.init_tree()
     done = 0
     while done < thoughts:
-        state, trials = search.ask_batch(state, 32, ["grow"])
+        state, trials = search.ask_batch(state, WIDTH, ["grow"])
         for trial in trials:
             text = f"{done:07x}\n"
             state = search.tell(state, trial.trial_id, (text, int(text[-5:-1], 16) / 0x10000))

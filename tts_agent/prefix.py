@@ -36,7 +36,7 @@ _SHORT = 64
 
 
 def pack_ids(ids: Iterable[int]) -> str:
-    """Token ids as text: base64 of little-endian uint32, compressed by zlib if there are many (then it begins with `z`)."""
+    """Token ids as text: base64 of little-endian uint32, compressed by zlib if there are many (it begins with `z`)."""
     raw = array("I", ids)
     data = raw.tobytes()
     if len(raw) < _SHORT:

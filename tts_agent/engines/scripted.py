@@ -107,24 +107,23 @@ class ScriptedEngine:
         text = self.decode(prefix.ids)
         samples = []
         for index, seed in enumerate(seeds):
-            ids = self._cut(self.encode(self._script(text, seed)), sampling)
+            ids, stopped = self._cut(self.encode(self._script(text, seed)), sampling)
             usage = self._sample_usage(prefix, len(ids), first=index == 0)
             end = at + (self._latency if isinstance(self._latency, (int, float)) else self._latency(text, seed))
-            finish: Literal["stop", "length"] = "stop" if self._ends(ids, sampling) else "length"
-            samples.append(Completion(index, ids, finish, usage, (-1.0,) * len(ids), end))
+            samples.append(Completion(index, ids, "stop" if stopped else "length", usage, (-1.0,) * len(ids), end))
             if self._known is not None:
                 self._known.add(prefix.ids + ids)
         samples.sort(key=lambda sample: (sample.at, sample.index))
         return ScriptedStream(self, samples, fault, self._pace)
 
-    def _cut(self, ids: tuple[int, ...], sampling: Sampling) -> tuple[int, ...]:
-        """`ids` up to the first stop and to `max_tokens`; an empty script says one space."""
+    def _cut(self, ids: tuple[int, ...], sampling: Sampling) -> tuple[tuple[int, ...], bool]:
+        """`ids` up to the first stop and to `max_tokens`, and whether a stop ended them; nothing becomes one space."""
         ids = ids[: sampling.max_tokens] or (ord(" "),)
-        return next((ids[:end] for end in range(1, len(ids)) if self._ends(ids[:end], sampling)), ids)
-
-    def _ends(self, said: tuple[int, ...], sampling: Sampling) -> bool:
-        texts = sampling.stop_texts
-        return said[-1] in sampling.stop_ids or bool(texts and any(text in self.decode(said) for text in texts))
+        ends = [ids.index(stop) + 1 for stop in sampling.stop_ids if stop in ids]
+        for text in sampling.stop_texts:
+            said = (end for end in range(1, len(ids) + 1) if text in self.decode(ids[:end]))
+            ends += [end for end in (next(said, None),) if end is not None]
+        return (ids[: min(ends)], True) if ends else (ids, False)
 
     def _sample_usage(self, prefix: Prefix, generated: int, *, first: bool) -> Usage:
         size = len(prefix)
@@ -146,9 +145,10 @@ class ScriptedEngine:
         if fault is not None and fault.kind == "refused":
             raise EngineUnavailable("scripted: the question was refused")
         scores = []
+        asked = question_bound(0, len(suffix), labels).prompt
         for prefix in prefixes:
             good = min(max(self._judge(self.decode(prefix.ids)), 1e-9), 1 - 1e-9)
-            size = question_bound(len(prefix), len(suffix), labels).prompt
+            size = len(prefix) + asked
             known = self._known is not None and prefix.ids in self._known
             computed = size - len(prefix) + 1 if known else size
             scores.append(LabelScores((log(good), log(1 - good)), Usage(computed, size - computed, calls=1)))
