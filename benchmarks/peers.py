@@ -18,7 +18,7 @@ def installed(thoughts: int) -> list[tuple[str, Run, int]]:
     """Name, run and number of thoughts of each library that is installed, imported once so that this is not counted."""
     found: list[tuple[str, Run, int]] = []
     if importlib.util.find_spec("its_hub"):
-        importlib.import_module("its_hub.algorithms")
+        importlib.import_module("its_hub.core.algorithms.beam_search")
         found.append(("its_hub", its_hub_beam, thoughts))
     if importlib.util.find_spec("treequest"):
         importlib.import_module("treequest")
@@ -51,7 +51,7 @@ class _Scores:
 
 async def its_hub_beam(thoughts: int, folder: Path) -> int:
     """One beam search of its_hub, width 32 (8 for each of 4 beams), as deep as it takes to sample `thoughts`."""
-    from its_hub.algorithms import BeamSearch
+    from its_hub.core.algorithms.beam_search import BeamSearch
     from its_hub.core.lms.step_generation import StepGeneration
 
     logging.getLogger().setLevel(logging.WARNING)

@@ -5,6 +5,7 @@
     - BudgetError                     a budget is not positive, or too small for the prompt and one decision
     - ModelError                      a model folder is missing, broken, or of a kind the engine cannot serve exactly
     - PromptError                     a prompt does not fit the model's context
+  + IllegalStep (ValueError)          in pocket.countdown: a step breaks the rules of the puzzle
   + LogError (ValueError)             a trace or a checkpoint is of another version, or is not one of ours
   + SearchError (RuntimeError)        the search cannot go on: the engine and the log contradict each other
   + EngineUnavailable (ConnectionError)  no engine answers any more; retries inside the engine are used up

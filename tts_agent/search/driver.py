@@ -87,7 +87,7 @@ class Search:
     ) -> None:
         self.engine, self.task, self.strategy, self.verifier = engine, task, strategy, verifier
         self.ledger = ledger or Ledger(name=search)
-        capabilities = engine.capabilities
+        self._capabilities = capabilities = engine.capabilities
         if not strategy.bounded and not self._limited():
             raise ConfigError(
                 f"strategy {strategy.name!r} goes on until a budget stops it, and there is none; set a Budget limit"
@@ -164,7 +164,7 @@ class Search:
         tokens = self._commit_tokens()
         if not tokens or COMMIT in self.ledger.reservations:
             return None
-        bound = sample_bound(self.engine.capabilities, len(self.task.root), 1, tokens)
+        bound = sample_bound(self._capabilities, len(self.task.root), 1, tokens)
         unit = self.ledger.refuses(bound)
         if unit is None:
             self._emit(Reserved(COMMIT, bound))
@@ -291,7 +291,7 @@ class Search:
         return fresh
 
     def _tick(self) -> None:
-        now = self._virtual if self.engine.capabilities.virtual_time else time.monotonic() - self._begun
+        now = self._virtual if self._capabilities.virtual_time else time.monotonic() - self._begun
         if now > self.state.seconds and not self.done:
             self._emit(Clock(round(now, 6)))
 
@@ -350,7 +350,7 @@ class Search:
 
     def _bound(self, prompt: int, n: int, max_tokens: int, *, questions: int | None = None) -> Usage:
         """The most an expansion may consume, the questions about its children included."""
-        bound = sample_bound(self.engine.capabilities, prompt, n, max_tokens) if n else ZERO
+        bound = sample_bound(self._capabilities, prompt, n, max_tokens) if n else ZERO
         if self.verifier is not None:
             bound += self.verifier.bound(prompt + max_tokens).times(n if questions is None else questions)
         return bound
@@ -359,7 +359,7 @@ class Search:
         """Plan and launch `request`, trimmed to what fits; else the unit that refuses it. May leave `_need` set."""
         prompt = self._prompt(request)
         max_tokens = self.task.sampling(request).max_tokens
-        context = self.engine.capabilities.context
+        context = self._capabilities.context
         if context is not None:
             max_tokens = min(max_tokens, context - len(prompt))
             if max_tokens < 1:
@@ -414,12 +414,12 @@ class Search:
         left = self.ledger.seconds_left()
         if left is None:
             return None
-        now = self._virtual if self.engine.capabilities.virtual_time else time.monotonic() - self._begun
+        now = self._virtual if self._capabilities.virtual_time else time.monotonic() - self._begun
         return left - (now - self.state.seconds)
 
     async def _receive(self, timeout: float) -> None:
         left = self._seconds_left()
-        virtual = self.engine.capabilities.virtual_time
+        virtual = self._capabilities.virtual_time
         if left is not None and not virtual:
             timeout = min(timeout, left)
         horizon = self._virtual + left if left is not None and virtual else None
