@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from tts_agent.prefix import Prefix
 from tts_agent.task import Task
@@ -29,11 +29,17 @@ class Request:
     """What a planning step is to search for.
 
     `observations` are what acting on the last decision returned, in the order of the tool calls; empty at the first
-    step of a run.
+    step of a run. `decides` says what is acted on: the first thought of the chosen path, or all of it, where a decision
+    is made of several thoughts.
     """
 
     task: Task
     observations: tuple[Observation, ...] = ()
+    decides: Literal["first", "path"] = "first"
+
+    def decision(self, path: Sequence[Thought]) -> Sequence[Thought]:
+        """The thoughts of the chosen `path` that make the decision; empty if there is none at all."""
+        return path if self.decides == "path" else path[:1]
 
     def continues(self, last: Decided) -> bool:
         """Whether the branch goes on where the decision left it, so that the thoughts below it still hold."""
@@ -55,12 +61,13 @@ class Dialect(Protocol):
     def request(self, messages: Sequence["AnyMessage"], last: Decided | None) -> Request | Answer:
         """What to search for after `messages`, or the answer if there is nothing left to decide.
 
-        `last` is the decision that the newest AI message carries, None at the first step of a run or if the history
-        was changed by others. What is new since then extends `last.prefix` where it can; ids are never made again
-        from text. Raises `ConfigError` for messages that the model cannot be given.
+        `last` is the decision that the newest AI message carries, also where a human began a new run after it; None at
+        the first step of a conversation or if the history was changed by others. What is new since then extends
+        `last.prefix` where it can; ids are never made again from text. Raises `ConfigError` for messages that the
+        model cannot be given.
         """
         ...
 
     def decide(self, thought: Thought) -> "AIMessage":
-        """The decision as a message, its tool calls included."""
+        """The decision that ends with `thought` as a message, its tool calls included."""
         ...

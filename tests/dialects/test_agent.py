@@ -161,10 +161,15 @@ async def test_garbage_of_a_random_model_is_still_an_answer() -> None:
         engine, dialect=dialect, tools=[add], strategy="best_of_n", budget=Budget(calls=10)
     ).compile(checkpointer=InMemorySaver())
     config: Any = {"configurable": {"thread_id": "1"}}
-    for text in ("Hello 🦊", "And [INST] now </s>?"):
-        state = await agent.ainvoke({"messages": [HumanMessage(text)]}, config)
-        assert state["messages"][-1].type == "ai"
-    assert len(state["messages"]) == 4
+    first = await agent.ainvoke({"messages": [HumanMessage("Hello 🦊")]}, config)
+    asked = len(engine.asked)
+    state = await agent.ainvoke({"messages": [HumanMessage("And [INST] now </s>?")]}, config)
+    assert [message.type for message in state["messages"]] == ["human", "ai", "human", "ai"]
+    # What a human says next only extends what was computed and sampled before.
+    said = Prefix(unpack_ids(first["tts"]["prefix"]))
+    assert all(prefix.starts_with(said) for prefix in engine.asked[asked:])
+    assert state["tts"]["step"] == 1
+    assert state["tts"]["outcome"]["usage"]["prompt_cached"] >= len(said) - 1
     await engine.aclose()
 
 
@@ -197,4 +202,38 @@ async def test_a_turn_is_searched_thought_by_thought(taught: Path) -> None:
     distinct = len(request.task.root) + sum(len(thought.ids) for thought in tree.thoughts.values())
     questions = len(verifier.question) * len(tree.thoughts)
     assert outcome.usage.computed <= distinct + questions + len(tree.thoughts)
+    await engine.aclose()
+
+
+async def test_a_decision_is_the_whole_turn_that_its_thoughts_make(taught: Path) -> None:
+    engine = RecordingEngine(taught)
+    dialect = TemplateDialect(
+        engine,
+        taught,
+        tools=[add, look_up],
+        sampling=Sampling(max_tokens=120, temperature=0.5),
+        thought_end=["\n"],
+        thought_tokens=60,
+        max_thoughts=8,
+    )
+    agent = create_planning_agent(
+        engine,
+        dialect=dialect,
+        tools=[add, look_up],
+        strategy=Beam(k=3, keep=2),
+        verifier=dialect.verifier("Is that right?", good="yes", bad="no"),
+        budget=Budget(generated_tokens=3000),
+    ).compile(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    updates = [
+        update async for update in agent.astream({"messages": [HumanMessage("Go.")]}, config, stream_mode="updates")
+    ]
+    state = (await agent.aget_state(config)).values
+    assert [message.type for message in state["messages"]] == ["human", "ai", "tool", "tool", "ai"]
+    assert state["messages"][-1].text == "It is done."
+    first, second = prefixes_of(updates)
+    assert second.starts_with(first)
+    # A branch in mid-turn is asked as such; what is decided and what follows are computed once.
+    later = [prefix for prefix in engine.asked if len(prefix) > len(first)]
+    assert later and all(prefix.starts_with(first) for prefix in later)
     await engine.aclose()

@@ -122,7 +122,7 @@ class TemplateDialect:
             root = Prefix(self.template.prompt(said))
         answers = messages[newest + 1 :] if newest >= 0 else []
         observations = tuple(Observation(seen.text, False) for seen in answers if isinstance(seen, ToolMessage))
-        return Request(self._task(root, history), observations)
+        return Request(self._task(root, history), observations, "first" if self._whole else "path")
 
     def _is_told(self, before: Sequence[ChatMessage], decision: AnyMessage, thought: Thought) -> bool:
         """Whether `decision` is what `thought` decided, after the very messages that it was made for."""

@@ -149,17 +149,19 @@ class Planner:
     def finish(self, step: Step, outcome: Outcome) -> Update:
         """The update of the state: the decision as a message, and what the next step needs."""
         totals = step.memory.totals.plus(outcome)
-        decision = outcome.decision
-        if decision is None:
+        made = step.request.decision(outcome.path)
+        if not made:
             memory = Memory(step.number, step.memory.message, totals=totals)
             return self._update([], memory, summary(outcome), carried=bool(step.carried))
+        decision = made[-1]
         message = self.dialect.decide(decision)
         verdict = outcome.tree.verdicts.get(decision.id)
         score = verdict.score if isinstance(verdict, Verdict) else None
         message = self._signed(message, outcome, score)
         decided = Decided(outcome.tree.prefix(decision.id), decision)
         memory = Memory(step.number, str(message.id), decided, subtree(outcome.tree, decision), totals)
-        return self._update([message], memory, summary(outcome), carried=bool(step.carried))
+        note = {**summary(outcome), "decision": "".join(thought.text for thought in made)}
+        return self._update([message], memory, note, carried=bool(step.carried))
 
     def _answer(self, memory: Memory, answer: Answer) -> Update:
         outcome = Outcome((), StopReason.CONVERGED)

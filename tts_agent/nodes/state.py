@@ -82,7 +82,10 @@ class Memory:
 
     @classmethod
     def read(cls, state: Mapping[str, Any], decode: Decode) -> "Memory":
-        """The memory in `state`; an empty one where its message is not the newest that an AI or a human wrote.
+        """The memory in `state`; an empty one where its message is not the newest of an AI.
+
+        Where a human wrote after it a new run begins: of the run before only the decision is remembered, so that its
+        ids can be extended.
 
         Raises `LogError` if another version of this package wrote it.
         """
@@ -92,15 +95,19 @@ class Memory:
         if data.get("version") != VERSION:
             raise LogError(f"this state has tts version {data.get('version')!r}; this release reads version {VERSION}")
         newest = next((m for m in reversed(state["messages"]) if isinstance(m, (AIMessage, HumanMessage))), None)
-        if newest is None or newest.id != data["message"] or "decided" not in data:
+        own = next((m for m in reversed(state["messages"]) if isinstance(m, AIMessage)), None)
+        if own is None or own.id != data["message"] or "decided" not in data:
             return cls()
         sampled = from_json(data["decided"], decode)
         assert isinstance(sampled, Sampled)
+        decided = Decided(Prefix(unpack_ids(data["prefix"])), sampled.thought)
+        if newest is not own:
+            return cls(decided=decided)  # a new run of the same conversation
         carried = log_from_json(data["subtree"], decode)
         return cls(
             step=data["step"],
             message=data["message"],
-            decided=Decided(Prefix(unpack_ids(data["prefix"])), sampled.thought),
+            decided=decided,
             subtree=tuple(event for event in carried if isinstance(event, Carried)),
             totals=Totals(Usage.from_json(data["totals"].get("usage", {})), Amounts(**data["totals"].get("lost", {}))),
         )
