@@ -6,6 +6,7 @@ computed_tokens, dollars, seconds. The scope itself is asked before its parents.
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from operator import add
 from typing import Any, NamedTuple
@@ -164,6 +165,10 @@ class Ledger:
     def committed(self) -> Amounts:
         """Charged and reserved together."""
         return Amounts(*map(add, self._charged, self._reserved))
+
+    def held(self) -> AbstractContextManager[Any]:
+        """Hold the lock of the whole tree of scopes: what `refuses` lets pass can then be reserved."""
+        return self._lock
 
     def refuses(self, bound: Usage) -> str | None:
         """The first unit whose limit, here or in a scope around, leaves no room for `bound`; None if it fits."""

@@ -304,7 +304,9 @@ def from_json(data: Mapping[str, Any], decode: Decode | None = None) -> Event:
         raise LogError(f"this log has version {version!r}; this release reads version {VERSION}")
     try:
         return kind(**{name: _decoded(kind, name, value, decode) for name, value in values.items()})  # type: ignore[no-any-return]
-    except (TypeError, KeyError) as error:
+    except LogError:
+        raise
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise LogError(f"event {kind.kind!r} cannot be read: {error}") from error
 
 

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from tts_agent.errors import SearchError
+
 T = TypeVar("T")
 
 _lock = threading.Lock()
@@ -17,6 +19,9 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
     All calls share one loop on a thread of its own, so that what one call leaves running (the samples of a search)
     goes on for the next.
     """
+    if threading.current_thread().name == "tts-agent":
+        work.close()
+        raise SearchError("a planning node was called synchronously from inside a search; await ainvoke() there")
     future = asyncio.run_coroutine_threadsafe(work, _private_loop())
     try:
         return future.result()

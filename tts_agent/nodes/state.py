@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
@@ -82,10 +83,11 @@ class Memory:
 
     @classmethod
     def read(cls, state: Mapping[str, Any], decode: Decode) -> "Memory":
-        """The memory in `state`; an empty one where its message is not the newest of an AI.
+        """The memory in `state`; an empty one where its message is gone.
 
-        Where a human wrote after it a new run begins: of the run before only the decision is remembered, so that its
-        ids can be extended.
+        Where another AI message came after ours, what was decided is void, and the run's account goes on. Where a
+        human wrote after it a new run begins: of the run before only the decision is remembered, so that its ids can
+        be extended.
 
         Raises `LogError` if another version of this package wrote it.
         """
@@ -94,22 +96,27 @@ class Memory:
             return cls()
         if data.get("version") != VERSION:
             raise LogError(f"this state has tts version {data.get('version')!r}; this release reads version {VERSION}")
-        newest = next((m for m in reversed(state["messages"]) if isinstance(m, (AIMessage, HumanMessage))), None)
-        own = next((m for m in reversed(state["messages"]) if isinstance(m, AIMessage)), None)
-        if own is None or own.id != data["message"] or "decided" not in data:
+        after = list(takewhile(lambda message: message.id != data["message"], reversed(state["messages"])))
+        if len(after) == len(state["messages"]):
             return cls()
-        sampled = from_json(data["decided"], decode)
-        assert isinstance(sampled, Sampled)
-        decided = Decided(Prefix(unpack_ids(data["prefix"])), sampled.thought)
-        if newest is not own:
-            return cls(decided=decided)  # a new run of the same conversation
+        same_run = not any(isinstance(message, HumanMessage) for message in after)
+        decided = None
+        if "decided" in data and not any(isinstance(message, AIMessage) for message in after):
+            sampled = from_json(data["decided"], decode)
+            assert isinstance(sampled, Sampled)
+            decided = Decided(Prefix(unpack_ids(data["prefix"])), sampled.thought)
+        if not same_run:
+            return cls(decided=decided)
+        totals = Totals(Usage.from_json(data["totals"].get("usage", {})), Amounts(**data["totals"].get("lost", {})))
+        if decided is None:
+            return cls(step=data["step"], message=data["message"], totals=totals)
         carried = log_from_json(data["subtree"], decode)
         return cls(
             step=data["step"],
             message=data["message"],
             decided=decided,
             subtree=tuple(event for event in carried if isinstance(event, Carried)),
-            totals=Totals(Usage.from_json(data["totals"].get("usage", {})), Amounts(**data["totals"].get("lost", {}))),
+            totals=totals,
         )
 
     def write(self, decode: Decode) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 from tts_agent.events import Event
 from tts_agent.thought import Expansion, Prune, Unit
@@ -60,24 +60,13 @@ class Strategy(Protocol[S]):
 _RANK = {"solved": 3, "complete": 2, "open": 1}
 
 
-class Best:
+def best(tree: ThoughtTree) -> int | None:
     """The best thought so far: solved before complete before open, then by value, then the deeper, then the older."""
 
-    def __init__(self, tree: ThoughtTree) -> None:
-        self._tree = tree
-        self.thought: int | None = None
-        self._rank: tuple[float, ...] = ()
-
-    def offer(self, thought: int) -> None:
-        """Consider `thought`, which has just been sampled, judged or carried over."""
-        tree = self._tree
-        status = tree.thoughts[thought].status
-        if status not in _RANK or thought in tree.merged:
-            return
+    def rank(thought: int) -> tuple[float, ...]:
         value = tree.value(thought)
-        rank = (_RANK[status], -1.0 if value is None else value, tree.depth[thought], -thought)
-        if thought == self.thought or rank > self._rank:
-            self.thought, self._rank = thought, rank
+        status = tree.thoughts[thought].status
+        return (_RANK[status], -1.0 if value is None else value, tree.depth[thought], -thought)
 
-    def snapshot(self) -> Any:
-        return self.thought, self._rank
+    candidates = (n for n, step in tree.thoughts.items() if step.status in _RANK and n not in tree.merged)
+    return max(candidates, key=rank, default=None)

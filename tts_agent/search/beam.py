@@ -6,8 +6,8 @@ from random import Random
 from typing import Any, ClassVar
 
 from tts_agent.errors import ConfigError
-from tts_agent.events import Cancelled, Carried, Event, Judged, Lost, Planned, Sampled, Settled
-from tts_agent.search.base import Allowance, Best
+from tts_agent.events import Cancelled, Carried, Event, Lost, Planned, Sampled, Settled
+from tts_agent.search.base import Allowance, best
 from tts_agent.thought import ROOT, Expansion, Prune, Unit
 from tts_agent.tree import ThoughtTree
 
@@ -15,14 +15,13 @@ from tts_agent.tree import ThoughtTree
 @dataclass(slots=True)
 class BeamState:
     tree: ThoughtTree
-    best: Best
     levels: dict[int, list[int]] = field(default_factory=lambda: {0: [ROOT]})  # thoughts by depth
     level: int = 0  # depth of the parents that are being grown
     grown: set[int] = field(default_factory=set)
     pending: set[int] = field(default_factory=set)
 
     def snapshot(self) -> Any:
-        return self.levels, self.level, sorted(self.grown), sorted(self.pending), self.best.snapshot()
+        return self.levels, self.level, sorted(self.grown), sorted(self.pending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +49,12 @@ class Beam:
         return True
 
     def start(self, tree: ThoughtTree) -> BeamState:
-        return BeamState(tree, Best(tree))
+        return BeamState(tree)
 
     def update(self, state: BeamState, event: Event) -> None:
         match event:
             case Sampled(thought) | Carried(thought):
                 state.levels.setdefault(state.tree.depth[thought.id], []).append(thought.id)
-                state.best.offer(thought.id)
-            case Judged(thought_id):
-                state.best.offer(thought_id)
             case Planned() if not event.commit:
                 state.level = max(state.level, state.tree.depth[event.request.parent])
                 state.grown.add(event.request.parent)
@@ -68,19 +64,22 @@ class Beam:
                     state.pending.discard(event.reservation)
 
     def propose(self, state: BeamState, allowance: Allowance, rng: Random) -> Sequence[Expansion | Prune]:
-        waiting = [thought for thought in self._open(state, state.level) if thought not in state.grown]
+        # In the order they were ranked when the level began, wherever a wait for a grant or a kill came between.
+        waiting = [thought for thought in self._ranked(state, state.level) if thought not in state.grown]
         if waiting:
             return [Expansion(thought, self.k) for thought in waiting]
         if state.pending or state.level + 1 >= self.depth:
             return ()
-        tree = state.tree
-        ranked = sorted(self._open(state, state.level + 1), key=lambda t: (-(tree.value(t) or 0.0), t))
+        ranked = self._ranked(state, state.level + 1)
         pruned = [Prune(thought, "beam") for thought in ranked[self.keep :]]
         return [*pruned, *(Expansion(thought, self.k) for thought in ranked[: self.keep])]
 
     @staticmethod
-    def _open(state: BeamState, level: int) -> list[int]:
-        return [thought for thought in state.levels.get(level, ()) if state.tree.is_open(thought)]
+    def _ranked(state: BeamState, level: int) -> list[int]:
+        """The open thoughts of a level, the best first."""
+        tree = state.tree
+        thoughts = (thought for thought in state.levels.get(level, ()) if tree.is_open(thought))
+        return sorted(thoughts, key=lambda thought: (-(tree.value(thought) or 0.0), thought))
 
     def choose(self, state: BeamState) -> int | None:
-        return state.best.thought
+        return best(state.tree)

@@ -21,7 +21,7 @@ from tts_agent.events import (
     Sampled,
     Settled,
 )
-from tts_agent.search.base import Allowance, Best
+from tts_agent.search.base import Allowance, best
 from tts_agent.thought import ROOT, Expansion, Unit
 from tts_agent.tree import ThoughtTree
 
@@ -29,15 +29,14 @@ from tts_agent.tree import ThoughtTree
 @dataclass(slots=True)
 class BestFirstState:
     tree: ThoughtTree
-    best: Best
-    heap: list[tuple[float, int]] = field(default_factory=list)  # (-priority, thought)
+    heap: list[tuple[float, int, int]] = field(default_factory=list)  # (-priority, thought, times it was grown)
     times: dict[int, int] = field(default_factory=dict)  # how often a thought was expanded
     pending: set[int] = field(default_factory=set)
     planned: int = 0
     judged: bool = True  # whether verdicts are to come
 
     def snapshot(self) -> Any:
-        return sorted(self.heap), self.times, sorted(self.pending), self.best.snapshot()
+        return sorted(self.heap), self.times, sorted(self.pending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class BestFirst:
         return self.max_expansions is not None
 
     def start(self, tree: ThoughtTree) -> BestFirstState:
-        return BestFirstState(tree, Best(tree))
+        return BestFirstState(tree)
 
     def _priority(self, state: BestFirstState, thought: int) -> float:
         value = 1.0 if thought == ROOT else state.tree.value(thought)
@@ -85,7 +84,7 @@ class BestFirst:
 
     def _push(self, state: BestFirstState, thought: int) -> None:
         if state.tree.is_open(thought) and (self.discount or thought not in state.times):
-            heapq.heappush(state.heap, (-self._priority(state, thought), thought))
+            heapq.heappush(state.heap, (-self._priority(state, thought), thought, state.times.get(thought, 0)))
 
     def update(self, state: BestFirstState, event: Event) -> None:
         match event:
@@ -93,14 +92,11 @@ class BestFirst:
                 state.judged = bool(event.verifier)
                 self._push(state, ROOT)
             case Sampled(thought):
-                state.best.offer(thought.id)
                 if not state.judged:
                     self._push(state, thought.id)
             case Judged(thought_id):
-                state.best.offer(thought_id)
                 self._push(state, thought_id)
             case Carried(thought):
-                state.best.offer(thought.id)
                 self._push(state, thought.id)
             case Planned() if not event.commit:
                 parent = event.request.parent
@@ -119,7 +115,7 @@ class BestFirst:
     def _drop_stale(self, state: BestFirstState) -> None:
         # An entry is stale once its thought was grown again or pruned; a newer entry stands in its place.
         heap = state.heap
-        while heap and (not state.tree.is_open(heap[0][1]) or -heap[0][0] != self._priority(state, heap[0][1])):
+        while heap and (not state.tree.is_open(heap[0][1]) or heap[0][2] != state.times.get(heap[0][1], 0)):
             heapq.heappop(heap)
 
     def propose(self, state: BestFirstState, allowance: Allowance, rng: Random) -> Sequence[Expansion]:
@@ -129,4 +125,4 @@ class BestFirst:
         return (Expansion(state.heap[0][1], self.k),)
 
     def choose(self, state: BestFirstState) -> int | None:
-        return state.best.thought
+        return best(state.tree)

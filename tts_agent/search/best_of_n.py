@@ -9,9 +9,7 @@ from typing import Any, ClassVar
 from tts_agent.errors import ConfigError
 from tts_agent.events import (
     Cancelled,
-    Carried,
     Event,
-    Judged,
     Lost,
     Merged,
     Opened,
@@ -19,7 +17,7 @@ from tts_agent.events import (
     Sampled,
     Settled,
 )
-from tts_agent.search.base import Allowance, Best
+from tts_agent.search.base import Allowance, best
 from tts_agent.thought import ROOT, Expansion, Unit
 from tts_agent.tree import ThoughtTree
 
@@ -27,13 +25,12 @@ from tts_agent.tree import ThoughtTree
 @dataclass(slots=True)
 class BestOfNState:
     tree: ThoughtTree
-    best: Best
     started: int = 0  # answers begun
     ready: list[int] = field(default_factory=list)  # where answers stand that wait for their next sample
     missing: dict[int, tuple[int, int]] = field(default_factory=dict)  # expansion -> (parent, samples to come)
 
     def snapshot(self) -> Any:
-        return self.started, self.ready, self.missing, self.best.snapshot()
+        return self.started, self.ready, self.missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class BestOfN:
         return self.n is not None and self.unit == "answer"
 
     def start(self, tree: ThoughtTree) -> BestOfNState:
-        return BestOfNState(tree, Best(tree))
+        return BestOfNState(tree)
 
     def _begin(self, state: BestOfNState, answers: int) -> None:
         if self.n is not None:
@@ -84,7 +81,6 @@ class BestOfN:
             case Sampled(thought) if thought.expansion in state.missing:
                 parent, missing = state.missing[thought.expansion]
                 state.missing[thought.expansion] = (parent, missing - 1)
-                state.best.offer(thought.id)
                 if thought.status == "open":
                     state.ready.append(thought.id)
                 elif thought.status == "invalid" and self.unit == "thought":
@@ -98,10 +94,6 @@ class BestOfN:
                     state.ready.append(into)
                 else:
                     self._begin(state, 1)
-            case Judged(thought_id):
-                state.best.offer(thought_id)
-            case Carried(thought):
-                state.best.offer(thought.id)
             case Settled() | Cancelled() | Lost():
                 if event.reservation in state.missing:
                     parent, missing = state.missing.pop(event.reservation)
@@ -113,4 +105,4 @@ class BestOfN:
         return [Expansion(parent, n, self.unit) for parent, n in Counter(state.ready).items()]
 
     def choose(self, state: BestOfNState) -> int | None:
-        return state.best.thought
+        return best(state.tree)

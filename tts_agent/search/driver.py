@@ -38,7 +38,7 @@ from tts_agent.search.base import Allowance, Strategy
 from tts_agent.search.inbox import Arrival, End, Inbox, Job, Order, Verdicts
 from tts_agent.search.state import Pending, SearchState
 from tts_agent.task import Task
-from tts_agent.thought import ROOT, Expansion, Prune, StopReason, Thought, Unverified, Verdict
+from tts_agent.thought import ROOT, Expansion, Prune, Reading, StopReason, Thought, Unverified, Verdict
 from tts_agent.tree import Branch
 from tts_agent.usage import ZERO, Usage
 from tts_agent.verifiers.base import Verifier
@@ -130,7 +130,9 @@ class Search:
 
     def _commit_tokens(self) -> int:
         tokens = self.ledger.budget.commit_tokens
-        return self.task.thought.max_tokens if tokens is None else tokens
+        tokens = self.task.thought.max_tokens if tokens is None else tokens
+        context = self.engine.capabilities.context
+        return tokens if context is None else min(tokens, context - len(self.task.root))
 
     def _open(self, search: str, seed: int, carried: Iterable[Carried]) -> None:
         task, engine = self.task, self.engine
@@ -165,9 +167,10 @@ class Search:
         if not tokens or COMMIT in self.ledger.reservations:
             return None
         bound = sample_bound(self._capabilities, len(self.task.root), 1, tokens)
-        unit = self.ledger.refuses(bound)
-        if unit is None:
-            self._emit(Reserved(COMMIT, bound))
+        with self.ledger.held():
+            unit = self.ledger.refuses(bound)
+            if unit is None:
+                self._emit(Reserved(COMMIT, bound))
         return unit
 
     def _resume(self, log: Sequence[Event], killed: bool) -> None:
@@ -309,7 +312,7 @@ class Search:
     def _plan(self, *, finish: bool = True) -> None:
         """Ask the strategy until it wants nothing more or nothing is admitted; stop if nothing is under way then."""
         limit: str | None = None
-        planned = True
+        planned = not self._out_of_time()
         while planned and self._stop is None and self._need is None:
             planned = False
             rng = Random(thought_seed(self._seed, -self.state.next_expansion - 1))
@@ -324,11 +327,15 @@ class Search:
                 planned = True
             if limit is not None:
                 break
-        left = self._seconds_left()
-        if left is not None and left <= 0:
-            self._stop = (StopReason.BUDGET, "seconds")
-        elif finish and not self._inbox and self._need is None:
+        if self._stop is None and finish and not self._inbox and self._need is None:
             self._stop_idle(limit)
+
+    def _out_of_time(self) -> bool:
+        left = self._seconds_left()
+        if left is None or left > 0:
+            return False
+        self._stop = self._stop or (StopReason.BUDGET, "seconds")
+        return True
 
     def _stop_idle(self, limit: str | None) -> None:
         """Stop a search with nothing under way: `limit` refused what was proposed, or nothing was."""
@@ -350,9 +357,11 @@ class Search:
 
     def _bound(self, prompt: int, n: int, max_tokens: int, *, questions: int | None = None) -> Usage:
         """The most an expansion may consume, the questions about its children included."""
-        bound = sample_bound(self._capabilities, prompt, n, max_tokens) if n else ZERO
+        price = self.ledger.priced  # part by part: a verifier's usage may come with dollars of its own
+        bound = price(sample_bound(self._capabilities, prompt, n, max_tokens)) if n else ZERO
         if self.verifier is not None:
-            bound += self.verifier.bound(prompt + max_tokens).times(n if questions is None else questions)
+            asked = n if questions is None else questions
+            bound += price(self.verifier.bound(prompt + max_tokens)).times(asked)
         return bound
 
     def _admit(self, request: Expansion) -> str | None:
@@ -366,22 +375,25 @@ class Search:
                 self._emit(Pruned(request.parent, "context full"))
                 return None
         size = len(prompt)
-        fits = fit(
-            lambda n, tokens: self.ledger.refuses(self._bound(size, n, tokens)) is not None,
-            request.n,
-            max_tokens,
-            least_tokens=max(1, max_tokens // 2),
-        )
-        if fits is None:
-            return self._refusal(request)
-        bound = self._bound(size, fits.n, fits.max_tokens)
-        if self._beyond_grant(bound):
-            self._need = Amounts.of(self.ledger.priced(bound))
-            return None
-        trimmed = request if fits.n == request.n else replace(request, n=fits.n)
-        planned = Planned(self.state.next_expansion, self.state.tree.next_id, trimmed, fits.max_tokens, self._virtual)
-        self._emit(planned)
-        self._emit(Reserved(planned.expansion, bound))
+        with self.ledger.held():  # what fits is reserved before another thread can take it
+            fits = fit(
+                lambda n, tokens: self.ledger.refuses(self._bound(size, n, tokens)) is not None,
+                request.n,
+                max_tokens,
+                least_tokens=max(1, max_tokens // 2),
+            )
+            if fits is None:
+                return self._refusal(request)
+            bound = self._bound(size, fits.n, fits.max_tokens)
+            if self._beyond_grant(bound):
+                self._need = Amounts.of(self.ledger.priced(bound))
+                return None
+            trimmed = request if fits.n == request.n else replace(request, n=fits.n)
+            planned = Planned(
+                self.state.next_expansion, self.state.tree.next_id, trimmed, fits.max_tokens, self._virtual
+            )
+            self._emit(planned)
+            self._emit(Reserved(planned.expansion, bound))
         self._launch(planned, prompt, list(range(fits.n)))
         return None
 
@@ -417,18 +429,18 @@ class Search:
         now = self._virtual if self._capabilities.virtual_time else time.monotonic() - self._begun
         return left - (now - self.state.seconds)
 
-    async def _receive(self, timeout: float) -> None:
+    async def _receive(self, timeout: float | None, *, judge: bool = True) -> None:
         left = self._seconds_left()
         virtual = self._capabilities.virtual_time
         if left is not None and not virtual:
-            timeout = min(timeout, left)
+            timeout = left if timeout is None else min(timeout, left)
         horizon = self._virtual + left if left is not None and virtual else None
         at, arrivals = await self._inbox.batch(timeout if not virtual else None, horizon)
         if at is not None and at > self._virtual:
             self._virtual = at
             self._tick()
         if arrivals:
-            self._handle(arrivals)
+            self._handle(arrivals, judge=judge)
 
     # --- what arrives
 
@@ -480,7 +492,10 @@ class Search:
             ids = ids[:-1]
         text = self.engine.decode(ids)
         parent = tree.thoughts.get(request.parent)
-        reading = task.read(parent, text)
+        try:
+            reading = task.read(parent, text)
+        except Exception as error:  # foreign code: what it cannot read is kept as invalid, and paid for
+            reading = Reading("invalid", reason=f"{type(error).__name__}: {error}")
         status = reading.status
         depth = tree.depth[request.parent] + 1
         if status == "open" and (
@@ -554,13 +569,13 @@ class Search:
         assert verifier is not None
         try:
             verdicts = list(await verifier(branches))
+            if [type(v) for v in verdicts if not isinstance(v, (Verdict, Unverified))] or len(verdicts) != len(
+                thoughts
+            ):
+                raise TypeError(f"{len(thoughts)} branches were given, {verdicts!r} came back")
         except Exception as error:  # a verifier is foreign code: whatever it raises, its branches are unverified
             reason = f"{type(error).__name__}: {error}"
             verdicts = [Unverified(reason, verifier.name, verifier.bound(len(b.prefix))) for b in branches]
-        if len(verdicts) != len(thoughts):
-            raise SearchError(
-                f"verifier {verifier.name!r} returned {len(verdicts)} verdicts for {len(thoughts)} branches"
-            )
         yield Verdicts(thoughts, verdicts)
 
     # --- the stages of a round, one at a time
@@ -574,7 +589,7 @@ class Search:
 
     async def verify(self) -> list[Event]:
         """Ask about every thought that has no verdict yet. Returns the new events."""
-        if self._stop is None:
+        if self._stop is None and not self._out_of_time():
             self._verify(sorted(number for entry in self.state.pending.values() for number in entry.unjudged))
         await self._drain(judge=True)
         self._settle_idle()
@@ -582,6 +597,7 @@ class Search:
 
     async def select(self) -> list[Event]:
         """Prune; if the strategy then wants nothing more, or nothing fits, choose. Returns the new events."""
+        self._out_of_time()
         while self._stop is None:
             rng = Random(thought_seed(self._seed, -self.state.next_expansion - 1))
             proposals = self.strategy.propose(self.state.strategy_state, self._allowance(), rng)
@@ -598,12 +614,10 @@ class Search:
         return self._take_fresh()
 
     async def _drain(self, *, judge: bool) -> None:
-        while self._inbox:
-            at, arrivals = await self._inbox.batch(None)
-            if at is not None and at > self._virtual:
-                self._virtual = at
-                self._tick()
-            self._handle(arrivals, judge=judge)
+        while self._inbox and not self._out_of_time():
+            await self._receive(None, judge=judge)
+        if self._inbox:
+            await self._abort()
 
     def _take_fresh(self) -> list[Event]:
         self._tick()

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from tts_agent.events import Cancelled, Carried, Event, Lost, Merged, Opened, Planned, Sampled, Settled
-from tts_agent.search.base import Allowance, Best
+from tts_agent.search.base import Allowance, best
 from tts_agent.thought import ROOT, Expansion, Unit
 from tts_agent.tree import ThoughtTree
 
@@ -14,12 +14,11 @@ from tts_agent.tree import ThoughtTree
 @dataclass(slots=True)
 class GreedyState:
     tree: ThoughtTree
-    best: Best
     tip: int | None = None  # the end of the branch, None while it is being grown or once it has ended
     pending: int | None = None
 
     def snapshot(self) -> Any:
-        return self.tip, self.pending, self.best.snapshot()
+        return self.tip, self.pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class Greedy:
         return True
 
     def start(self, tree: ThoughtTree) -> GreedyState:
-        return GreedyState(tree, Best(tree))
+        return GreedyState(tree)
 
     def update(self, state: GreedyState, event: Event) -> None:
         match event:
@@ -45,10 +44,10 @@ class Greedy:
             case Planned() if not event.commit:
                 state.tip, state.pending = None, event.expansion
             case Sampled(thought) | Carried(thought):
-                state.best.offer(thought.id)
                 state.tip = thought.id if thought.status == "open" else None
             case Merged(_, into):
-                state.tip = into
+                # Where the branch has been before, the most likely token leads round in a circle: it ends here.
+                state.tip = None if into in state.tree.children else into
             case Settled() | Cancelled() | Lost() if event.reservation == state.pending:
                 state.pending = None
 
@@ -58,4 +57,4 @@ class Greedy:
         return (Expansion(state.tip, 1, temperature=0.0),)
 
     def choose(self, state: GreedyState) -> int | None:
-        return state.best.thought
+        return best(state.tree)

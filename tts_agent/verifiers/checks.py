@@ -21,12 +21,13 @@ class CheckVerifier:
 
     scope: Scope = "thought"
 
-    def __init__(self, check: Check, *, name: str = "check") -> None:
+    def __init__(self, check: Check, *, name: str = "check", bound: Usage = ZERO) -> None:
         self._check = check
         self.name = name
+        self._bound = bound
 
     def bound(self, prompt: int) -> Usage:
-        return ZERO
+        return self._bound
 
     async def __call__(self, branches: Sequence[Branch]) -> list[Verdict | Unverified]:
         return [self._one(branch) for branch in branches]
@@ -86,7 +87,12 @@ class Cascade:
         for verifier in self._verifiers:
             if not passing:
                 break
-            verdicts = await verifier([branches[i] for i in passing])
+            asked = [branches[i] for i in passing]
+            try:
+                verdicts = await verifier(asked)
+            except Exception as error:  # foreign code: it says nothing, and what the ones before said still holds
+                reason = f"{type(error).__name__}: {error}"
+                verdicts = [Unverified(reason, verifier.name, verifier.bound(len(b.prefix))) for b in asked]
             for i, verdict in zip(passing, verdicts, strict=True):
                 results[i] = _with_earlier_usage(verdict, results[i])
             passing = [i for i in passing if not self._ends(results[i])]
