@@ -11,8 +11,9 @@ asking the engine alone for as many samples. Two settings:
   durable (written to a file, with fsync) chunk by chunk under write-ahead grants;
 * bare: no verifier, no limit but the number of expansions, no journal.
 
-Beside it, in the same run, the controllers of its_hub (one beam search of as many thoughts, width 32) and treequest (one
-StandardMCTS tree of 1,000), where they are installed (extra `bench`): neither has budgets, a log, durability or usage.
+Beside it, in the same run, the controllers of its_hub (one beam search of as many thoughts, width 32) and treequest
+(one StandardMCTS tree of 1,000), where they are installed (extra `bench`): neither has budgets, a log, durability or
+usage.
 
 `growth_100k_over_10k` is the cost a thought, with full duties, at ten times the thoughts over that at the given number.
 """

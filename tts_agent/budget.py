@@ -83,6 +83,8 @@ class Budget:
             if isinstance(value, bool) or not isinstance(value, int if integral else (int, float)):
                 kind = "a whole number" if integral else "a number"
                 raise BudgetError(f"budget {field.name}={value!r} must be {kind}, or None for no limit")
+            if value == float("inf"):
+                raise BudgetError(f"budget {field.name}={value!r} is no limit; use None for no limit")
             if not (value >= 0 if field.name == "commit_tokens" else value > 0):
                 raise BudgetError(f"budget {field.name}={value!r} must be positive; None means no limit")
 

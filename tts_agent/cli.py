@@ -135,7 +135,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.description = "A LangGraph agent solves a puzzle by search, then searches are compared at equal compute."
-    parser.add_argument("--puzzles", type=int, metavar="N", help="puzzles of each kind (by default 400 and 150)")
+    parser.add_argument("--puzzles", type=int, metavar="N", help="puzzles of each kind (by default 300 and 120)")
     parser.add_argument("--seed", type=int, default=0, help="which puzzle the agent plays, and all sampling (0)")
     parser.add_argument(
         "--out", metavar="FILE", default="demo-trace.jsonl", help="the agent's trace (demo-trace.jsonl)"

@@ -129,6 +129,11 @@ class Prices:
         for name in ("prompt", "generated", "cached"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"price {name}={getattr(self, name)!r} must be >= 0 dollars per million tokens")
+        if self.cached > self.prompt:
+            raise ConfigError(
+                f"price cached={self.cached!r} is above prompt={self.prompt!r}; work is reserved as if nothing were "
+                "cached, so a cached token must not cost more"
+            )
 
     def dollars(self, usage: Usage) -> float:
         """Price of `usage`; its own `dollars` field is not read."""

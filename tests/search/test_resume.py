@@ -148,7 +148,7 @@ async def test_a_log_of_another_root_or_strategy_is_refused() -> None:
     search = start(engine, Greedy(), Budget(computed_tokens=2000), 1)
     chunks = await run(search)
     log = [event for chunk in chunks for event in chunk]
-    with pytest.raises(LogError, match="another root or strategy"):
+    with pytest.raises(LogError, match="with another strategy: .greedy., not .beam."):
         start(engine, Beam(), Budget(computed_tokens=2000), 1, log=log)
     with pytest.raises(LogError, match="begins with 'opened'"):
         start(engine, Greedy(), Budget(computed_tokens=2000), 1, log=log[1:])

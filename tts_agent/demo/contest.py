@@ -34,8 +34,8 @@ class Contest:
 
 
 CONTESTS = (
-    Contest("countdown5", "Countdown with 5 numbers", 400, 2500, (300, 600, 1200)),
-    Contest("game24", "Game of 24", 150, 600, (100, 200, 400)),
+    Contest("countdown5", "Countdown with 5 numbers", 300, 2500, (300, 600, 1200)),
+    Contest("game24", "Game of 24", 120, 600, (100, 200, 400)),
 )
 
 

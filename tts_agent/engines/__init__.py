@@ -1,5 +1,6 @@
 """Engines: where tokens come from. Heavy imports happen when an engine is loaded, not before."""
 
+from inspect import signature
 from typing import Any
 
 from tts_agent.engines.base import (
@@ -14,7 +15,7 @@ from tts_agent.engines.base import (
     Stream,
 )
 from tts_agent.engines.scripted import Fault, ScriptedEngine
-from tts_agent.errors import ConfigError
+from tts_agent.errors import ConfigError, ModelError
 
 __all__ = (
     "Capabilities",
@@ -41,8 +42,15 @@ def load_engine(url: str, **options: Any) -> Engine:
     scheme, separator, rest = url.partition("://")
     if scheme != "embedded" or not separator or not rest:
         raise ConfigError(f"unknown engine {url!r}; known: 'embedded://pocket', 'embedded://FOLDER'")
-    from tts_agent.engines.embedded import EmbeddedEngine
-
+    try:
+        from tts_agent.engines.embedded import EmbeddedEngine
+    except ModuleNotFoundError as missing:
+        raise ModelError(
+            f"the embedded engine needs {missing.name!r}, which is not installed; pip install 'tts-agent[embedded]'"
+        ) from missing
+    known = [name for name in signature(EmbeddedEngine).parameters if name not in ("folder", "name")]
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(f"unknown options {unknown!r} of engine {url!r}; known: {', '.join(known)}")
     if rest == "pocket":
         from tts_agent.pocket import model_folder
 

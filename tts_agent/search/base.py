@@ -57,6 +57,14 @@ class Strategy(Protocol[S]):
         ...
 
 
+UNVALUED = 0.5
+"""Stands for the value of a thought that no verdict and no parent gives one: unknown, neither good nor bad."""
+
+
+def valued(value: float | None, unvalued: float = UNVALUED) -> float:
+    return unvalued if value is None else value
+
+
 _RANK = {"solved": 3, "complete": 2, "open": 1}
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from tts_agent.errors import ConfigError
 from tts_agent.events import Cancelled, Carried, Event, Lost, Planned, Sampled, Settled
-from tts_agent.search.base import Allowance, best
+from tts_agent.search.base import Allowance, best, valued
 from tts_agent.thought import ROOT, Expansion, Prune, Unit
 from tts_agent.tree import ThoughtTree
 
@@ -79,7 +79,7 @@ class Beam:
         """The open thoughts of a level, the best first."""
         tree = state.tree
         thoughts = (thought for thought in state.levels.get(level, ()) if tree.is_open(thought))
-        return sorted(thoughts, key=lambda thought: (-(tree.value(thought) or 0.0), thought))
+        return sorted(thoughts, key=lambda thought: (-valued(tree.value(thought)), thought))
 
     def choose(self, state: BeamState) -> int | None:
         return best(state.tree)

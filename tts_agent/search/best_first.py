@@ -21,7 +21,7 @@ from tts_agent.events import (
     Sampled,
     Settled,
 )
-from tts_agent.search.base import Allowance, best
+from tts_agent.search.base import UNVALUED, Allowance, best, valued
 from tts_agent.thought import ROOT, Expansion, Unit
 from tts_agent.tree import ThoughtTree
 
@@ -56,7 +56,7 @@ class BestFirst:
     k: int = 4
     discount: float = 0.5
     parallel: int = 1
-    unvalued: float = 0.5
+    unvalued: float = UNVALUED
     max_expansions: int | None = None
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class BestFirst:
 
     def _priority(self, state: BestFirstState, thought: int) -> float:
         value = 1.0 if thought == ROOT else state.tree.value(thought)
-        return (self.unvalued if value is None else value) * self.discount ** state.times.get(thought, 0)
+        return valued(value, self.unvalued) * self.discount ** state.times.get(thought, 0)
 
     def _push(self, state: BestFirstState, thought: int) -> None:
         if state.tree.is_open(thought) and (self.discount or thought not in state.times):

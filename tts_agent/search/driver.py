@@ -4,6 +4,7 @@ One loop for every strategy. It is the only caller of `engine.sample` and of the
 emitting events.
 """
 
+import json
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict, replace
@@ -117,10 +118,15 @@ class Search:
         self._to_reissue: list[Pending] = []
         self._virtual = 0.0
         self.state = SearchState(strategy, self.ledger, judged=verifier is not None)
-        if log := _whole_chunks(log) if killed else log:
-            self._resume(log, killed)
-        else:
-            self._open(search, seed, carried)
+        try:
+            if log := _whole_chunks(log) if killed else log:
+                self._resume(log, killed)
+            else:
+                self._open(search, seed, carried)
+        except BaseException:
+            for reservation in list(self.ledger.reservations):
+                self.ledger.release(reservation)  # the scopes around must not keep what never began
+            raise
         self._begun = time.monotonic() - self.state.seconds
 
     # --- beginning
@@ -134,25 +140,27 @@ class Search:
         context = self.engine.capabilities.context
         return tokens if context is None else min(tokens, context - len(self.task.root))
 
-    def _open(self, search: str, seed: int, carried: Iterable[Carried]) -> None:
-        task, engine = self.task, self.engine
-        self._emit(
-            Opened(
-                search=search,
-                seed=seed,
-                root=task.root,
-                strategy=self.strategy.name,
-                settings=asdict(self.strategy),  # type: ignore[call-overload]
-                budget=self.ledger.budget.to_json(),
-                engine=engine.name,
-                verifier=self.verifier.name if self.verifier else "",
-                root_text=engine.decode(task.root.ids),
-            )
+    def _describe(self, search: str, seed: int) -> Opened:
+        """The event that begins this search; settings as JSON knows them."""
+        return Opened(
+            search=search,
+            seed=seed,
+            root=self.task.root,
+            strategy=self.strategy.name,
+            settings=json.loads(json.dumps(asdict(self.strategy))),  # type: ignore[call-overload]
+            budget=self.ledger.budget.to_json(),
+            engine=self.engine.name,
+            verifier=self.verifier.name if self.verifier else "",
+            root_text=self.engine.decode(self.task.root.ids),
         )
+
+    def _open(self, search: str, seed: int, carried: Iterable[Carried]) -> None:
+        self._emit(self._describe(search, seed))
         if unit := self._hold_commit():
             raise BudgetError(
-                f"budget {unit}: {self.ledger.room().get(unit)!r} left cannot pay for the prompt of {len(task.root)} "
-                f"tokens and a commit of {self._commit_tokens()}; raise the limit, or set commit_tokens=0"
+                f"budget {unit}: {self.ledger.room().get(unit)!r} left cannot pay for the prompt of "
+                f"{len(self.task.root)} tokens and a commit of {self._commit_tokens()}; raise the limit, "
+                "or set commit_tokens=0"
             )
         for event in carried:
             self._emit(event)
@@ -176,12 +184,22 @@ class Search:
     def _resume(self, log: Sequence[Event], killed: bool) -> None:
         if not isinstance(log[0], Opened):
             raise LogError(f"a search's log begins with 'opened', not with {log[0].kind!r}")
-        if log[0].root != self.task.root or log[0].strategy != self.strategy.name:
-            raise LogError(
-                f"the log is of a search by {log[0].strategy!r} from another root or strategy; start a new search"
-            )
-        for event in log:
-            self.state.apply(event)
+        mine = self._describe(log[0].search, log[0].seed)
+        for name in ("root", "strategy", "settings", "verifier"):
+            then, now = getattr(log[0], name), getattr(mine, name)
+            if then != now:
+                raise LogError(
+                    f"the log is of a search with another {name}: {then!r}, not {now!r}; "
+                    "resume with what it was begun with, or start a new search"
+                )
+        try:
+            for event in log:
+                self.state.apply(event)
+        except BudgetError as error:
+            raise BudgetError(
+                f"this log has spent more than the budget {self.ledger.budget.to_json()!r} allows; "
+                f"resume with at least what it was begun with, {log[0].budget!r}"
+            ) from error
         self.log.extend(log)
         self._virtual = self.state.seconds
         if self.state.tree.chosen is not None:
@@ -233,10 +251,11 @@ class Search:
     def _reissue(self, entry: Pending) -> None:
         planned, missing = entry.planned, entry.missing
         bound = self._pending_bound(entry)
-        if self._stop or self.ledger.refuses(bound):
-            self._emit(Cancelled(planned.reservation))
-            return
-        self._emit(Reserved(planned.reservation, bound))
+        with self.ledger.held():
+            if self._stop or self.ledger.refuses(bound):
+                self._emit(Cancelled(planned.reservation))
+                return
+            self._emit(Reserved(planned.reservation, bound))
         self._launch(planned, self._prompt(planned.request), missing)
         if entry.unjudged:
             self._verify(sorted(entry.unjudged))

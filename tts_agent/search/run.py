@@ -16,6 +16,7 @@ from tts_agent.search.best_of_n import BestOfN
 from tts_agent.search.driver import FLUSH_EVENTS, FLUSH_SECONDS, Search
 from tts_agent.search.greedy import Greedy
 from tts_agent.task import Task
+from tts_agent.usage import Prices
 from tts_agent.verifiers.base import Verifier
 
 STRATEGIES: dict[str, type[Any]] = {kind.name: kind for kind in (BestFirst, Beam, BestOfN, Greedy)}
@@ -35,6 +36,8 @@ class Journal(Protocol):
 
 def make_strategy(strategy: str | Strategy[Any], **options: Any) -> Strategy[Any]:
     """A strategy by name with its options. `ConfigError` for unknown names and options lists the known ones."""
+    if isinstance(strategy, type):
+        raise ConfigError(f"strategy {strategy.__name__} is a class; pass an instance, {strategy.__name__}(...)")
     if not isinstance(strategy, str):
         if options:
             raise ConfigError(f"options {sorted(options)!r} have no effect on a finished strategy; set them on it")
@@ -55,6 +58,7 @@ async def search(
     strategy: str | Strategy[Any] = "best_first",
     verifier: Verifier | None = None,
     budget: Budget | None = None,
+    prices: Prices | None = None,
     ledger: Ledger | None = None,
     seed: int = 0,
     name: str = "search",
@@ -69,14 +73,15 @@ async def search(
 ) -> Outcome:
     """Search for a good continuation of `task.root` and return the best found within `budget`.
 
-    `ledger` nests the search in a larger account. `journal` makes the log durable chunk by chunk; `log` resumes from
-    what such a journal kept: durable thoughts are neither sampled nor charged again. `on_event` sees every event once
-    it is durable. With `barrier` the tree depends on the seed alone, at the price of waiting for the slowest sibling.
+    A budget in dollars needs `prices`. `ledger` nests the search in a larger account. `journal` makes the log durable
+    chunk by chunk; `log` resumes from what such a journal kept: durable thoughts are neither sampled nor charged
+    again. `on_event` sees every event once it is durable. With `barrier` the tree depends on the seed alone, at the
+    price of waiting for the slowest sibling.
 
     Running out of budget is a result (`Outcome.stop`), not an error. Raises `ConfigError` for bad settings,
     `BudgetError` for a budget that cannot pay for the prompt and one decision, `EngineUnavailable` on an outage.
     """
-    scope = Ledger(budget, name=name, parent=ledger)
+    scope = Ledger(budget, name=name, parent=ledger, prices=prices)
     run = Search(
         engine,
         task,

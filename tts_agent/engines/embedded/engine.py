@@ -150,11 +150,13 @@ class EmbeddedEngine:
         """Whether the last of the ids is one in which a stop text ends."""
         if not texts:
             return None
-        # Every token but the last few of a stop text has a byte of it; one more gives decoders their context.
+        # Every token of a stop text has a byte of it at least, ids beyond the tokenizer's have no text; one token more
+        # gives decoders their context.
         reach = max(len(text.encode()) for text in texts) + 1
+        known = self.tokenizer.get_vocab_size()
 
         def ended(ids: Sequence[int]) -> bool:
-            tail = self.decode(ids[-reach:])
+            tail = self.decode([token for token in ids if token < known][-reach:])
             return any(text in tail for text in texts)
 
         return ended

@@ -54,7 +54,7 @@ class Generic:
                 hidden = self.forward(tree.ids, tree.positions, probe)
                 truth = self._eager(tree)
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-            raise self._error(probe.problem or f"it does not run over packed tokens: {error}") from error
+            raise self._error(probe.problem or f"it does not run over packed tokens: {_line(error)}") from error
         self.shape = self._shape(config, probe, hidden.shape[-1])
         # What is left without the base is the head, with all that the model does to its logits.
         setattr(self._whole, self._whole.base_model_prefix, _Given())
@@ -62,7 +62,7 @@ class Generic:
             with torch.inference_mode():
                 ours = tree.rows(self.logits(hidden))
         except (TypeError, AttributeError) as error:
-            raise self._error(f"its output matrix cannot be used alone: {error}") from error
+            raise self._error(f"its output matrix cannot be used alone: {_line(error)}") from error
         self._compare(ours, truth)
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -82,11 +82,14 @@ class Generic:
         try:
             config = AutoConfig.from_pretrained(self._folder)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._error(f"transformers cannot read config.json: {error}", "pass a complete folder") from error
+            raise self._error(
+                f"transformers cannot read config.json: {_line(error)}", "pass a complete folder"
+            ) from error
         if config.is_encoder_decoder:
             raise self._error("it is an encoder and a decoder", "serve a model that only decodes")
         if getattr(config, "quantization_config", None) is not None:
             raise self._error("its weights are quantized", "the embedded engine serves plain weights")
+        config = config.get_text_config()  # of models that see or hear, the part that reads
         if getattr(config, "alibi", False):
             raise self._error("its attention fades with distance (ALiBi), which shared attention does not compute")
         kinds = set(getattr(config, "layer_types", None) or ()) - EXACT_LAYERS
@@ -107,9 +110,9 @@ class Generic:
         except KeyError as error:
             if error.args == (NAME,):
                 raise self._error("its attention is written in a way of its own and cannot be plugged") from error
-            raise self._error(f"transformers cannot load it: {error}", "pass a complete folder") from error
+            raise self._error(f"transformers cannot load it: {_line(error)}", "pass a complete folder") from error
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-            raise self._error(f"transformers cannot load it: {error}", "pass a complete folder") from error
+            raise self._error(f"transformers cannot load it: {_line(error)}", "pass a complete folder") from error
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info[problem]:
                 names = sorted(map(str, info[problem]))[:3]
@@ -202,6 +205,11 @@ def _attention(
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     out = attend(module.layer_idx, q, k, v, scale=scaling, softcap=softcap)  # type: ignore[arg-type]
     return out.view(1, len(q), query.shape[1], -1), None
+
+
+def _line(error: Exception) -> str:
+    """The first line of a message, which may go on for pages."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _rope_parameters(config: Any) -> list[Mapping[str, Any]]:

@@ -1,0 +1,238 @@
+"""What strategies promise: the best is chosen, grants change nothing, nothing is grown for ever."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.scripts import make_engine, make_task, make_verifier
+from tts_agent import (
+    Beam,
+    BestFirst,
+    BestOfN,
+    Budget,
+    CheckVerifier,
+    Greedy,
+    Ledger,
+    Prefix,
+    Prices,
+    Reading,
+    Sampling,
+    ScriptedEngine,
+    StopReason,
+    Task,
+    Thought,
+    Unverified,
+    Usage,
+    Verdict,
+    search,
+)
+from tts_agent.errors import BudgetError, ConfigError, LogError
+from tts_agent.search import make_strategy
+from tts_agent.search.driver import Search
+from tts_agent.tree import Branch
+from tts_agent.verifiers import Cascade
+
+RANK = {"solved": 3, "complete": 2, "open": 1}
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("strategy", [BestFirst(k=3, parallel=2), Beam(k=3, keep=2), BestOfN(n=6, width=3)])
+async def test_the_chosen_thought_is_the_best_there_is(strategy: Any, seed: int) -> None:
+    engine = make_engine()
+    outcome = await search(
+        engine,
+        make_task(engine, solvable=False),
+        strategy=strategy,
+        verifier=make_verifier(engine),
+        budget=Budget(calls=60),
+        seed=seed,
+    )
+    tree = outcome.tree
+    rows = [
+        (RANK[t.status], -1.0 if (value := tree.value(n)) is None else value, tree.depth[n], -n)
+        for n, t in tree.thoughts.items()
+        if t.status in RANK and n not in tree.merged
+    ]
+    assert outcome.path[-1].id == -max(rows)[3]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("strategy", [Beam(k=4, keep=3), BestFirst(k=3, parallel=3, max_expansions=14)])
+async def test_grants_that_do_not_bind_do_not_change_the_tree(strategy: Any, seed: int) -> None:
+    trees = []
+    for grant in (None, 0.02, 0.05, 0.3):
+        engine = make_engine()
+        run = Search(
+            engine,
+            make_task(engine, solvable=False),
+            strategy,
+            verifier=make_verifier(engine),
+            ledger=Ledger(Budget(computed_tokens=20_000)),
+            seed=seed,
+            grant=grant,
+        )
+        while not run.done:
+            await run.chunk(max_events=16)
+            run.confirm()
+        trees.append(run.state.tree.to_json())
+    assert all(tree == trees[0] for tree in trees)
+
+
+def keyed(text: str) -> Task:
+    """A task in which every thought has the same canonical form."""
+    return Task(
+        Prefix(tuple(map(ord, "root\n"))),
+        Sampling(max_tokens=6, stop_ids=(10,)),
+        read=lambda parent, said: Reading(key=text),
+    )
+
+
+async def test_greedy_ends_where_its_branch_returns_to_an_earlier_state() -> None:
+    engine = ScriptedEngine(lambda prefix, seed: "aa\n")
+    outcome = await search(engine, keyed("the same"), strategy=Greedy())
+    assert len(outcome.tree) < 5 and outcome.decision is not None
+
+
+async def test_without_discount_no_thought_is_grown_twice_whatever_its_value() -> None:
+    engine = make_engine()
+    outcome = await search(
+        engine,
+        make_task(engine, solvable=False),
+        strategy=BestFirst(k=2, discount=0.0),
+        verifier=CheckVerifier(lambda branch: False),
+        budget=Budget(calls=40),
+    )
+    parents = [event.request.parent for event in outcome.log if event.kind == "planned" and not event.commit]
+    assert len(parents) == len(set(parents)) > 2
+
+
+async def test_a_beam_ranks_an_unverified_thought_in_the_middle_not_last() -> None:
+    def check(branch: Branch) -> float | None:
+        return None if branch.thought.id == 1 else 0.01
+
+    engine = make_engine()
+    outcome = await search(
+        engine, make_task(engine), strategy=Beam(k=3, keep=1, depth=2), verifier=CheckVerifier(check), seed=7
+    )
+    assert isinstance(outcome.tree.verdicts[1], Unverified)
+    assert 1 not in outcome.tree.pruned and outcome.tree.children[1]
+
+
+class Dear:
+    """A verifier with prices of its own."""
+
+    name = "dear"
+    scope = "thought"
+
+    def bound(self, prompt: int) -> Usage:
+        return Usage(calls=1, dollars=1e-5)
+
+    async def __call__(self, branches: Sequence[Branch]) -> list[Verdict | Unverified]:
+        return [Verdict(0.5, usage=Usage(calls=1, dollars=1e-5)) for _ in branches]
+
+
+async def test_a_verifiers_own_dollars_do_not_hide_what_sampling_costs() -> None:
+    engine = make_engine()
+    outcome = await search(
+        engine,
+        make_task(engine, solvable=False),
+        strategy=BestFirst(k=4),
+        verifier=Dear(),  # type: ignore[arg-type]
+        budget=Budget(dollars=0.0004),
+        prices=Prices(prompt=2.0, generated=8.0),
+    )
+    assert outcome.limit == "dollars" and 0.0001 < outcome.usage.dollars <= 0.0004
+
+
+async def test_a_scope_without_time_left_samples_nothing() -> None:
+    engine = make_engine()
+    run = Ledger(Budget(seconds=5.0))
+    run.elapse(5.0)
+    outcome = await search(engine, make_task(engine), strategy=BestFirst(k=2), ledger=run)
+    assert (outcome.stop, outcome.limit) == (StopReason.BUDGET, "seconds")
+    assert not engine.requests and outcome.decision is None
+
+
+async def test_a_reader_that_raises_makes_an_invalid_thought_that_is_charged() -> None:
+    def read(parent: Thought | None, text: str) -> Reading:
+        if "c" in text:
+            raise KeyError("no such letter")
+        return Reading(key=None)
+
+    engine = make_engine()
+    task = Task(Prefix(engine.encode("root\n")), Sampling(max_tokens=6, stop_ids=(10,)), read=read, max_depth=3)
+    outcome = await search(engine, task, strategy=Beam(k=6, keep=2))
+    invalid = [t for t in outcome.tree.thoughts.values() if t.status == "invalid"]
+    assert invalid and "KeyError" in invalid[0].reason
+    assert outcome.usage.computed == engine.served.computed
+
+
+async def test_malformed_verdicts_are_no_verdicts_and_the_search_goes_on() -> None:
+    class Numbers(Dear):
+        async def __call__(self, branches: Sequence[Branch]) -> Any:
+            return [0.7 for _ in branches]
+
+    class TooFew(Dear):
+        async def __call__(self, branches: Sequence[Branch]) -> Any:
+            return []
+
+    for verifier in (Numbers(), TooFew()):
+        engine = make_engine()
+        outcome = await search(
+            engine,
+            make_task(engine, solvable=False),
+            strategy=Beam(k=2, keep=1),
+            verifier=verifier,  # type: ignore[arg-type]
+        )
+        judged = list(outcome.tree.verdicts.values())
+        assert judged and all(isinstance(verdict, Unverified) for verdict in judged)
+
+
+async def test_a_member_of_a_cascade_that_fails_leaves_the_others_verdicts() -> None:
+    class Failing(Dear):
+        async def __call__(self, branches: Sequence[Branch]) -> list[Verdict | Unverified]:
+            raise OSError("down")
+
+    cascade = Cascade([CheckVerifier(lambda branch: 0.4), Failing()])  # type: ignore[list-item]
+    engine = make_engine()
+    outcome = await search(engine, make_task(engine, solvable=False), strategy=Beam(k=2, keep=1), verifier=cascade)
+    scores = {verdict.score for verdict in outcome.tree.verdicts.values() if isinstance(verdict, Verdict)}
+    assert scores == {0.4}
+
+
+async def test_a_commit_is_cut_to_the_context() -> None:
+    engine = make_engine(context=9)
+    outcome = await search(engine, make_task(engine), strategy=Greedy(), budget=Budget(calls=1))
+    assert outcome.stop == StopReason.BUDGET and len(engine.requests) == 1
+
+
+async def test_resuming_with_another_setting_or_too_small_a_budget_is_refused_and_holds_nothing() -> None:
+    engine = make_engine()
+    settings: dict[str, Any] = {"seed": 1, "grant": 0.2}
+    whole = Search(engine, make_task(engine), BestFirst(k=3), ledger=Ledger(Budget(calls=40)), **settings)
+    for _ in range(4):
+        await whole.chunk(max_events=8)
+        whole.confirm()
+    log = list(whole.log)
+    with pytest.raises(LogError, match="another settings: .*'k': 3.*not.*'k': 7"):
+        Search(engine, make_task(engine), BestFirst(k=7), ledger=Ledger(Budget(calls=40)), log=log, **settings)
+    with pytest.raises(LogError, match="another verifier: '', not 'labels'"):
+        verifier = make_verifier(engine)
+        ledger = Ledger(Budget(calls=40))
+        Search(engine, make_task(engine), BestFirst(k=3), verifier=verifier, ledger=ledger, log=log, **settings)
+    run = Ledger(Budget(calls=40))
+    with pytest.raises(BudgetError, match="has spent more than the budget .* resume with at least"):
+        scope = run.scope(Budget(calls=2), name="step")
+        Search(engine, make_task(engine), BestFirst(k=3), ledger=scope, log=log, **settings)
+    assert not any(run.reserved)
+    await whole.aclose()
+
+
+def test_settings_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"strategy Beam is a class; pass an instance, Beam\(\.\.\.\)"):
+        make_strategy(Beam)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="price cached=3.0 is above prompt=2.0"):
+        Prices(prompt=2.0, generated=1.0, cached=3.0)
+    with pytest.raises(BudgetError, match="dollars=inf is no limit; use None"):
+        Budget(dollars=float("inf"))
