@@ -4,7 +4,7 @@ A search is an append-only list of these events. The tree, the ledger, the strat
 over it. Ids are assigned when an expansion is planned, elapsed time is an event, so a replay samples nothing and
 reads no clock.
 
-The order of a log: `Opened`, the `Carried` thoughts of an earlier step, the reservation of the commit, `Granted`;
+The order of a log: `Opened`, the reservation of the commit, the `Carried` thoughts of an earlier step, `Granted`;
 then for each expansion `Planned`, `Reserved`, one `Sampled` per completion with `Merged`, `Pruned` or `Judged`
 after it, and `Settled`, `Cancelled` or `Lost` at its end; `Chosen` last. Every durable chunk ends with `Granted`.
 """
@@ -30,7 +30,7 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The search begins: its root and everything that decides its course. `task` is a note for readers."""
+    """The search begins: its root and everything that decides its course. `root_text` is for readers."""
 
     kind: ClassVar[str] = "opened"
     search: str
@@ -296,12 +296,16 @@ def verdict_from_json(data: Mapping[str, Any]) -> Verdict | Unverified:
 
 def from_json(data: Mapping[str, Any], decode: Decode | None = None) -> Event:
     """The event of `to_json`. Raises `LogError` for another version, an unknown kind or missing fields."""
-    kind = _KINDS.get(data.get("kind", ""))
+    named = data.get("kind")
+    kind = _KINDS.get(named) if isinstance(named, str) else None
     if kind is None:
-        raise LogError(f"unknown event kind {data.get('kind')!r}; known: {', '.join(_KINDS)}")
+        raise LogError(f"unknown event kind {named!r}; known: {', '.join(_KINDS)}")
     values = {name: value for name, value in data.items() if name != "kind"}
     if kind is Opened and (version := values.pop("version", None)) != VERSION:
-        raise LogError(f"this log has version {version!r}; this release reads version {VERSION}")
+        raise LogError(
+            f"this log has version {version!r}; this release reads version {VERSION}: "
+            "use the release that wrote it, or run the search again"
+        )
     try:
         return kind(**{name: _decoded(kind, name, value, decode) for name, value in values.items()})  # type: ignore[no-any-return]
     except LogError:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from tts_agent.errors import SearchError
+from tts_agent.errors import LogError
 from tts_agent.events import Carried, Chosen, Event, Judged, Merged, Opened, Planned, Pruned, Sampled
 from tts_agent.prefix import Prefix
 from tts_agent.thought import ROOT, Thought, Unverified, Verdict
@@ -26,6 +26,7 @@ class ThoughtTree:
         self.merged: dict[int, int] = {}
         self.pruned: dict[int, str] = {}
         self.keys: dict[str, int] = {}
+        self.planned: set[int] = set()
         self.next_id = ROOT + 1
         self.chosen: Chosen | None = None
         for event in events:
@@ -35,15 +36,19 @@ class ThoughtTree:
         """Fold one event in."""
         match event:
             case Sampled(thought):
+                if thought.expansion not in self.planned:
+                    raise LogError(f"expansion {thought.expansion!r} was sampled and never planned; the log has a gap")
                 self._add(thought)
             case Judged(thought_id, verdict):
-                self.verdicts[thought_id] = verdict
+                self.verdicts[self._known(thought_id)] = verdict
             case Planned():
+                self._known(event.request.parent)
+                self.planned.add(event.expansion)
                 self.next_id = max(self.next_id, event.first + event.request.n)
             case Merged(thought_id, into):
-                self.merged[thought_id] = into
+                self.merged[self._known(thought_id)] = into
             case Pruned(thought_id, reason):
-                self.pruned[thought_id] = reason
+                self.pruned[self._known(thought_id)] = reason
             case Carried(thought, carried):
                 self._add(thought)
                 self.next_id = max(self.next_id, thought.id + 1)
@@ -54,9 +59,14 @@ class ThoughtTree:
             case Chosen():
                 self.chosen = event
 
+    def _known(self, thought: int) -> int:
+        if thought not in self.depth:
+            raise LogError(f"the log says something of thought {thought!r}, which it does not have; it has a gap")
+        return thought
+
     def _add(self, thought: Thought) -> None:
         if thought.parent not in self.depth:
-            raise SearchError(f"thought {thought.id!r} has the unknown parent {thought.parent!r}")
+            raise LogError(f"thought {thought.id!r} has the unknown parent {thought.parent!r}; the log has a gap")
         self.thoughts[thought.id] = thought
         self.children.setdefault(thought.parent, []).append(thought.id)
         self.depth[thought.id] = self.depth[thought.parent] + 1

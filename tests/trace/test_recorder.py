@@ -254,3 +254,13 @@ async def test_beams_are_recorded_like_any_search(tmp_path: Path) -> None:
         journal=Recorder(tmp_path / "beam.jsonl"),
     )
     assert list(read(tmp_path / "beam.jsonl")[0].events) == list(outcome.log)
+
+
+@pytest.mark.parametrize("kind", ["planned", "sampled"])
+def test_a_trace_with_a_line_missing_is_refused_and_the_gap_named(trace: Recorded, tmp_path: Path, kind: str) -> None:
+    lines = trace.content.splitlines(keepends=True)
+    place = next(place for place, line in enumerate(lines) if f'"kind":"{kind}"'.encode() in line)
+    path = tmp_path / "gap.jsonl"
+    path.write_bytes(b"".join(lines[:place] + lines[place + 1 :]))
+    with pytest.raises(LogError, match="gap"):
+        read(path)

@@ -89,8 +89,17 @@ class Memory:
         human wrote after it a new run begins: of the run before only the decision is remembered, so that its ids can
         be extended.
 
-        Raises `LogError` if another version of this package wrote it.
+        Raises `LogError` if another version of this package wrote it, or it is damaged.
         """
+        try:
+            return cls._read(state, decode)
+        except (KeyError, TypeError) as error:
+            raise LogError(
+                f"the planner's memory in state['tts'] is damaged: {error!r}; remove it to begin a new run"
+            ) from error
+
+    @classmethod
+    def _read(cls, state: Mapping[str, Any], decode: Decode) -> "Memory":
         data = state.get("tts")
         if not data:
             return cls()

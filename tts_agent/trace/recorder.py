@@ -13,6 +13,7 @@ import orjson
 
 from tts_agent.errors import LogError
 from tts_agent.events import Chosen, Event, Granted, Lost, Opened, from_json, to_json
+from tts_agent.tree import ThoughtTree
 
 _HEAD = b'{"search":'
 """How every line of a trace begins."""
@@ -166,7 +167,13 @@ def _logs(path: Path, lines: list[bytes], half: bool) -> list[Log]:
         elif name not in current:
             raise LogError(f"trace {str(path)!r}, line {number}: search {name!r} was never opened")
         current[name].add(event, number)
-    return [entry.log(len(lines), half) for entry in opened]
+    logs = [entry.log(len(lines), half) for entry in opened]
+    for log in logs:
+        try:
+            ThoughtTree(log.events)
+        except LogError as error:
+            raise LogError(f"trace {str(path)!r}, search {log.search!r}: {error}") from error
+    return logs
 
 
 @dataclass(slots=True, eq=False)
