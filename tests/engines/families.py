@@ -22,6 +22,12 @@ SIZES: dict[str, object] = {
     "initializer_range": 0.25,
     "pad_token_id": 0,
 }
+VISION: dict[str, object] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 EXPERTS: dict[str, object] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 
@@ -62,6 +68,12 @@ SERVED: dict[str, Callable[[], hf.PretrainedConfig]] = {
         sliding_window=WINDOW,
     ),
     "gemma3": _of(hf.Gemma3TextConfig, head_dim=12, query_pre_attn_scalar=10, sliding_window=WINDOW),
+    "gemma3-vision": lambda: hf.Gemma3Config(
+        text_config={**SIZES, "head_dim": 12, "query_pre_attn_scalar": 10, "sliding_window": WINDOW},
+        vision_config={**VISION, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=60,
+    ),
     "olmo2": _of(hf.Olmo2Config),
     "smollm3": _of(hf.SmolLM3Config, no_rope_layers=[1, 1, 0]),
     "granite": _of(
@@ -75,7 +87,7 @@ SERVED: dict[str, Callable[[], hf.PretrainedConfig]] = {
     "gpt2-scaled": _gpt2(scale_attn_by_inverse_layer_idx=True),
 }
 
-WINDOWS = {"qwen2-window", "ministral", "phi3", "gemma2", "gemma3"}
+WINDOWS = {"qwen2-window", "ministral", "phi3", "gemma2", "gemma3", "gemma3-vision"}
 """Those that are served up to their window."""
 
 REFUSED: dict[str, tuple[Callable[[], hf.PretrainedConfig], str]] = {
@@ -103,6 +115,13 @@ REFUSED: dict[str, tuple[Callable[[], hf.PretrainedConfig], str]] = {
         ),
         "latent",
     ),
+    "qwen-vision": (
+        lambda: hf.Qwen2_5_VLConfig(
+            text_config={**SIZES, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+            vision_config={"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 32},
+        ),
+        "cannot load it: Unrecognized configuration class",
+    ),
     "mamba": (_of(hf.MambaConfig), "linear_attention"),
     "qwen3-next": (_of(hf.Qwen3NextConfig, num_experts=4, head_dim=8), "linear_attention"),
     "lfm2": (_of(hf.Lfm2Config, layer_types=["conv", "full_attention", "conv"]), "conv"),
@@ -114,7 +133,8 @@ REFUSED: dict[str, tuple[Callable[[], hf.PretrainedConfig], str]] = {
 def model(config: hf.PretrainedConfig) -> hf.PreTrainedModel:
     """A random model of `config`; its norms, biases and sinks are random, too, so that a lost one shows."""
     torch.manual_seed(3)
-    made = hf.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    kind = hf.AutoModelForImageTextToText if isinstance(config, hf.Qwen2_5_VLConfig) else hf.AutoModelForCausalLM
+    made = kind.from_config(config, attn_implementation="eager").eval()
     for parameter in made.parameters():
         if parameter.dim() == 1:
             nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.2)

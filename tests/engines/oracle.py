@@ -20,7 +20,7 @@ class Oracle:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self._logprobs = lru_cache(4096)(self._forward)
+        self._logprobs = lru_cache(256)(self._forward)
 
     @classmethod
     def of(cls, folder: Path) -> "Oracle":
@@ -78,10 +78,15 @@ class Oracle:
         if not sampling.temperature:
             assert float(logits[token]) >= float(logits.max()) - 1e-4
             return
-        probs = kept(torch.softmax(logits / sampling.temperature, dim=-1), sampling)
-        above = float(probs[: token + 1].sum() / probs.sum())
-        below = float(probs[:token].sum() / probs.sum())
-        assert below - NEAR <= number <= above + NEAR, f"{token} was drawn by {number}, its place is {below}-{above}"
+        probs = torch.softmax(logits / sampling.temperature, dim=-1)
+        places = []
+        for left in cuts(probs, sampling):
+            shares = left.cumsum(0) / left.sum()
+            places.append(
+                (float(shares[token] - left[token] / left.sum()), float(shares[token]) if left[token] else -1)
+            )
+        fits = any(below - NEAR <= number <= above + NEAR for below, above in places)
+        assert fits, f"{token} was drawn by {number}, its place is one of {places}"
 
 
 def penalised(logits: torch.Tensor, prompt: Sequence[int], said: Sequence[int], sampling: Sampling) -> torch.Tensor:
@@ -95,21 +100,33 @@ def penalised(logits: torch.Tensor, prompt: Sequence[int], said: Sequence[int], 
     return out
 
 
-def kept(probs: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """`probs` without what top-k, then top-p, then min-p leave out."""
-    stay = torch.ones(len(probs), dtype=torch.bool)
-    if sampling.top_k or sampling.top_p < 1:
-        order = sorted(range(len(probs)), key=lambda i: (-float(probs[i]), i))[: sampling.top_k or len(probs)]
-        total, before, first = sum(float(probs[i]) for i in order), 0.0, []
-        for i in order:
-            if first and before >= sampling.top_p * total:
-                break
-            first.append(i)
-            before += float(probs[i])
-        stay = torch.zeros(len(probs), dtype=torch.bool)
-        stay[first] = True
-    stay &= probs >= sampling.min_p * probs.max()
-    return torch.where(stay, probs, 0.0)
+def cuts(probs: torch.Tensor, sampling: Sampling) -> list[torch.Tensor]:
+    """`probs` without what top-k, then top-p, then min-p leave out.
+
+    What lies on the edge of a cut but for rounding may be in or out, so there may be several.
+    """
+    if not sampling.top_k and sampling.top_p == 1 and not sampling.min_p:
+        return [probs]
+    orders = [probs.argsort(descending=True, stable=True).tolist()]
+    k = sampling.top_k
+    if k and probs[orders[0][k]] > (1 - NEAR) * probs[orders[0][k - 1]]:
+        orders.append([*orders[0][: k - 1], orders[0][k]])
+    return [kept(probs, order[: k or len(order)], sampling, slack) for order in orders for slack in (-NEAR, 0.0, NEAR)]
+
+
+def kept(probs: torch.Tensor, order: list[int], sampling: Sampling, slack: float) -> torch.Tensor:
+    """`probs` of the ids in `order` that top-p and min-p keep, if both are `slack` off."""
+    values = probs.tolist()
+    total, before, stay = sum(values[i] for i in order), 0.0, []
+    for i in order:
+        if stay and sampling.top_p < 1 and before >= (sampling.top_p + slack) * total:
+            break
+        stay.append(i)
+        before += values[i]
+    stay = [i for i in stay if values[i] >= sampling.min_p * (1 + slack) * values[order[0]] or i == order[0]]
+    out = torch.zeros_like(probs)
+    out[stay] = probs[stay]
+    return out
 
 
 def uniform(seed: int, position: int) -> float:

@@ -178,7 +178,7 @@ class Machine(RuleBasedStateMachine):
             self._read()
         assert not self.live
         counters, total = self.scheduler.counters, total_usage(self.usages)
-        assert counters.in_use == 0
+        assert counters.in_use == 0 and self.scheduler._promised == 0 and not self.scheduler._computing
         assert (total.computed, total.generated) == (counters.computed, counters.generated)
         assert (total.prompt_cached, total.calls) == (counters.cached, counters.requests)
 
