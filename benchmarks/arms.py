@@ -25,8 +25,8 @@ class Arm(Protocol):
         """Run the tree workload from an empty cache; returns the tokens sampled."""
         ...
 
-    def step(self, branches: int) -> float:
-        """CPU seconds of one decode step of so many branches below one prompt of 256 tokens."""
+    def step(self, branches: int) -> float | None:
+        """CPU seconds of one decode step of so many branches below one prompt of 256 tokens; None: another arm's."""
         ...
 
 
@@ -73,10 +73,10 @@ class Booth:
         assert isinstance(answer, Tree | Broken)
         return answer
 
-    def step(self, branches: int) -> float | Broken:
-        """CPU seconds of a step."""
+    def step(self, branches: int) -> float | Broken | None:
+        """CPU seconds of a step, see `Arm.step`."""
         answer = self._ask("step", branches)
-        assert isinstance(answer, float | Broken)
+        assert isinstance(answer, float | Broken | None)
         return answer
 
     def peak_mb(self) -> float | Broken:

@@ -68,7 +68,9 @@ class Generate:
         return sampled
 
     @torch.inference_mode()
-    def step(self, branches: int) -> float:
+    def step(self, branches: int) -> float | None:
+        if not self._carry:
+            return None  # once the prompts are computed both decode alike
         rows = torch.tensor([prompt(2)])
         cache = self._model(rows[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
         cache.batch_repeat_interleave(branches)

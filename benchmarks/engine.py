@@ -8,14 +8,15 @@ Arms, each in a process of its own with one thread, all on the same random weigh
 * carried: `generate` with one cache that is selected, repeated and continued (all branches are equally long, which
   favours it); unshared: batched `generate`, every branch and question from its first token; continuous: continuous
   batching of `transformers` (needs psutil);
-* openvino: openvino-genai with its prefix cache, where it is installed and `--openvino FOLDER` has the converted models.
+* openvino: openvino-genai with its prefix cache, where it is installed and `--openvino FOLDER` has converted models.
 
-Each round runs the tree workload (see `benchmarks.workload`; a question to every branch) and decode steps of 1, 8 and 32
-branches below a prompt of 256 tokens in every arm, one arm after the other, and measures the machine's floor (see
+Each round runs the tree workload (see `benchmarks.workload`; a question to every branch) and decode steps of 1, 8 and
+32 branches below a prompt of 256 tokens in every arm, one arm after the other, and measures the machine's floor (see
 `benchmarks.machine`); what is reported are medians over the rounds. The first run of each arm is a warm-up. Ratios are
-of CPU time, since others may use the machine; wall time stands beside it. Arms whose tree takes over 20 CPU seconds
-run it in the first 3 rounds only, without a warm-up; `runs` says how many there were. `--quick` runs the tiny shape in
-one round. Memory is the peak of the arm's process over all it ran, interpreter, torch and weights included.
+of CPU time, since others may use the machine; wall time stands beside it. An arm whose tree takes over 20 CPU seconds
+has no warm-up and takes part only in as many rounds as keep it to 160 seconds of trees, at least one; `--full` runs it
+in all. `runs` says how many there were. `--quick` runs the tiny shape in one round. Memory is the peak of the arm's
+process over all it ran, interpreter, torch and weights included.
 
 With `--json` the last line is one JSON object; without suffix its ratios are those of the larger shape measured.
 """
@@ -24,6 +25,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,8 +41,8 @@ from benchmarks.machine import Machine, measure_machine, median_machine
 from benchmarks.workload import SIZES, Size, make_model
 
 STEPS = (1, 8, 32)
-SLOW_SECONDS, SLOW_RUNS = 20.0, 3
-"""An arm whose tree takes more CPU seconds runs it this often."""
+SLOW_SECONDS, SLOW_BUDGET = 20.0, 160.0
+"""CPU seconds of a tree that make an arm slow, and of all trees of a slow arm."""
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class Record:
 
     trees: list[Tree] = field(default_factory=list)
     steps: dict[int, list[float]] = field(default_factory=lambda: {branches: [] for branches in STEPS})  # CPU seconds
+    rounds: int = 0
     peak_mb: float | None = None
     broken: str = ""
 
@@ -74,7 +77,7 @@ class Record:
         } | ({"broken": self.broken} if self.broken else {})
 
 
-def measure(size: Size, arms: Mapping[str, Factory], runs: int) -> tuple[dict[str, Record], Machine]:
+def measure(size: Size, arms: Mapping[str, Factory], runs: int, *, full: bool) -> tuple[dict[str, Record], Machine]:
     """Run all arms on a model of `size`, round by round."""
     records = {name: Record() for name in arms}
     machines = []
@@ -82,41 +85,48 @@ def measure(size: Size, arms: Mapping[str, Factory], runs: int) -> tuple[dict[st
         make_model(Path(folder), size)
         booths = [Booth(name, factory, Path(folder), size) for name, factory in arms.items()]
         try:
-            for booth in booths:
-                _warm_up(booth, records[booth.name])
+            share = {booth.name: _warm_up(booth, records[booth.name], runs, full=full) for booth in booths}
             for _ in range(runs):
                 machines.append(measure_machine())
                 for booth in booths:
-                    _round(booth, records[booth.name])
+                    _round(booth, records[booth.name], share[booth.name])
             for booth in booths:
-                peak = booth.peak_mb()
-                records[booth.name].peak_mb = None if isinstance(peak, Broken) else peak
-                records[booth.name].broken = booth.broken.reason if booth.broken else ""
+                _close(booth, records[booth.name])
         finally:
             for booth in booths:
                 booth.close()
     return records, median_machine(machines)
 
 
-def _warm_up(booth: Booth, record: Record) -> None:
-    """A first run, which counts only if the arm is too slow for a run that does not."""
-    for branches in STEPS:
-        booth.step(branches)
+def _warm_up(booth: Booth, record: Record, runs: int, *, full: bool) -> int:
+    """Run the tree once; returns how often the arm is to run it. A run of a slow arm counts."""
     tree = booth.tree()
-    if isinstance(tree, Tree) and tree.cpu > SLOW_SECONDS:
-        record.trees.append(tree)
+    if isinstance(tree, Broken) or tree.cpu <= SLOW_SECONDS:
+        return runs
+    record.trees.append(tree)
+    return runs if full else min(runs, max(1, int(SLOW_BUDGET / tree.cpu)))
 
 
-def _round(booth: Booth, record: Record) -> None:
-    slow = bool(record.trees) and record.trees[0].cpu > SLOW_SECONDS
-    if not (slow and len(record.trees) >= SLOW_RUNS):
+def _round(booth: Booth, record: Record, share: int) -> None:
+    """The arm's part of a round; after its share of trees only what it has no number of."""
+    if record.rounds and len(record.trees) >= share:
+        return
+    record.rounds += 1
+    if len(record.trees) < share:
         tree = booth.tree()
         if isinstance(tree, Tree):
             record.trees.append(tree)
+            print(f"{booth.name}: tree {len(record.trees)} of {share}, {tree.cpu:.2f} CPU seconds", file=sys.stderr)
     for branches in STEPS:
         seconds = booth.step(branches)
         if isinstance(seconds, float):
             record.steps[branches].append(seconds)
+
+
+def _close(booth: Booth, record: Record) -> None:
+    peak = booth.peak_mb()
+    record.peak_mb = None if isinstance(peak, Broken) else peak
+    record.broken = booth.broken.reason if booth.broken else ""
 
 
 def ratios(records: Mapping[str, Record], machine: Machine, size: Size) -> dict[str, float]:
@@ -178,8 +188,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--shape", choices=(*SIZES, "both"), default="both")
     parser.add_argument("--runs", type=int, default=5, help="rounds (5)")
+    parser.add_argument("--full", action="store_true", help="slow arms run in every round, too")
     parser.add_argument("--quick", action="store_true", help="the tiny shape in one round")
-    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated; 'packed' always runs")
+    parser.add_argument("--arms", default=",".join((*ARMS, "openvino")), help="comma-separated; 'packed' always runs")
     parser.add_argument("--openvino", type=Path, metavar="FOLDER", help="has the converted models in tiny/ and m150/")
     options = parser.parse_args(argv)
     arms = chosen(options.arms.split(","), options.openvino)
@@ -188,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     result: dict[str, object] = {}
     for size in sizes:
-        records, machine = measure(size, arms, runs)
+        records, machine = measure(size, arms, runs, full=options.full)
         found = ratios(records, machine, size)
         console.print(report(records, machine, size))
         console.print(f"one thread reads {machine.read_gbs:.1f} GB/s and multiplies {machine.sgemm_gfs:.0f} GFLOP/s")

@@ -5,6 +5,7 @@ best 4 of those grow 8 each (8 + 32 + 32 branches). Each branch is asked one ver
 labels), and its answer decides which are kept.
 """
 
+import argparse
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,3 +72,17 @@ def prompt(seed: int) -> list[int]:
     """Random ids, other ones for each seed."""
     rng = random.Random(seed)
     return [rng.randrange(IDS) for _ in range(PROMPT_TOKENS)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.workload", description="Save the models of the engine benchmarks."
+    )
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args().folder
+    for size in SIZES.values():
+        make_model(folder / size.name, size)
+
+
+if __name__ == "__main__":
+    main()
