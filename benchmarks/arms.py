@@ -29,6 +29,10 @@ class Arm(Protocol):
         """CPU seconds of one decode step of so many branches below one prompt of 256 tokens; None: another arm's."""
         ...
 
+    def close(self) -> None:
+        """End every thread, so that the process can end."""
+        ...
+
 
 class Unavailable(Exception):
     """The arm cannot run here; the text says why."""
@@ -137,4 +141,4 @@ def _serve(pipe: Connection, factory: Factory, folder: Path, size: Size, errors:
             pipe.send(arm.step(branches))
         else:
             pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
-    os._exit(0)  # NOTE: an engine's threads must not keep the process alive
+    arm.close()

@@ -29,6 +29,10 @@ class Embedded:
     def step(self, branches: int) -> float:
         return self._loop.run_until_complete(self._step(branches))
 
+    def close(self) -> None:
+        self._loop.run_until_complete(self._engine.aclose())
+        self._loop.close()
+
     async def _step(self, branches: int) -> float:
         prefix = Prefix(tuple(prompt(2)))
         await self._sample(prefix, branches, 1)  # puts the prompt in the cache

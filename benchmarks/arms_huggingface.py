@@ -79,6 +79,9 @@ class Generate:
         steps = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
         return statistics.fmean(steps)
 
+    def close(self) -> None:
+        """Nothing runs on."""
+
     def _generate(
         self, rows: Tensor, cache: DynamicCache | None, tokens: int, *criteria: StoppingCriteria
     ) -> tuple[Tensor, DynamicCache | None]:
@@ -140,6 +143,9 @@ class Continuous:
             self._run([prompt(2)] * branches, tokens)
             times.append(time.process_time() - begun)
         return (times[1] - times[0]) / BRANCH_TOKENS
+
+    def close(self) -> None:
+        self._manager.stop(block=True)
 
     def _run(self, rows: list[list[int]], tokens: int) -> list[list[int]]:
         """The tokens sampled after each of `rows`."""

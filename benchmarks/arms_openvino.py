@@ -57,6 +57,9 @@ class Paged:
             times.append(time.process_time() - begun)
         return (times[1] - times[0]) / BRANCH_TOKENS
 
+    def close(self) -> None:
+        """Nothing runs on."""
+
     def _run(self, rows: list[list[int]], tokens: int, samples: int) -> list[list[list[int]]]:
         """The tokens of `samples` samples after each of `rows`."""
         config = self._config()

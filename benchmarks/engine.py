@@ -168,7 +168,6 @@ def report(records: Mapping[str, Record], machine: Machine, size: Size) -> Table
         table.add_column(column, justify="right")
     for name, record in records.items():
         if not record.trees:
-            table.add_row(name, record.broken)
             continue
         cells = [f"{record.tree_cpu:.2f}", f"{_median([tree.wall for tree in record.trees]):.2f}"]
         cells.append(str(len(record.trees)))
@@ -202,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         records, machine = measure(size, arms, runs, full=options.full)
         found = ratios(records, machine, size)
         console.print(report(records, machine, size))
+        console.print(*(f"  {name}: {record.broken}" for name, record in records.items() if record.broken), sep="\n")
         console.print(f"one thread reads {machine.read_gbs:.1f} GB/s and multiplies {machine.sgemm_gfs:.0f} GFLOP/s")
         console.print(*(f"  {name} {value}" for name, value in found.items()), sep="\n")
         result |= found | {f"{size.name}_{name}": value for name, value in found.items()}
