@@ -70,8 +70,8 @@ class _Show:
         self._console.rule("A LangGraph agent whose planning steps search", align="left")
         self._say(f"Held-out puzzle, drawn by seed {self._seed}: [bold]{statement}[/]")
         self._say("Each step searches ahead to the end, commits one operation, runs it through its calculator tool.\n")
-        remove(self._out)
         engine = self._open()
+        remove(self._out)  # only once there is something to put in its place
         steps: list[dict[str, Any]] = []
         solved = False
         try:
