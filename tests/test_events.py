@@ -58,7 +58,7 @@ verdicts = st.builds(Verdict, st.floats(0, 1), st.text(max_size=5), st.text(max_
     Unverified, st.text(max_size=5), st.text(max_size=5), usages
 )
 requests = st.builds(
-    Expansion, counts, st.integers(1, 99), st.sampled_from(["thought", "answer"]), st.none() | st.floats(0, 2), ids, ids
+    Expansion, counts, st.integers(1, 99), st.sampled_from(["thought", "answer"]), st.none() | st.floats(0, 2), ids
 )
 events = st.one_of(
     st.builds(Opened, st.text(), counts, st.builds(Prefix, ids), st.text(), st.dictionaries(st.text(), json_values)),

@@ -65,7 +65,7 @@ class Expansion:
     """A strategy's proposal: grow `parent` by `n` children.
 
     `temperature=None` keeps the task's own. `append_ids` (a hint, a critique) are put after the parent's prefix
-    before sampling and become part of the children's ids. `cites` names thoughts that the hint was made from.
+    before sampling and become part of the children's ids.
     """
 
     parent: int
@@ -73,7 +73,6 @@ class Expansion:
     unit: Unit = "thought"
     temperature: float | None = None
     append_ids: tuple[int, ...] = ()
-    cites: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n < 1:
