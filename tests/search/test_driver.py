@@ -187,8 +187,10 @@ async def test_a_solution_stops_the_search_at_once_and_aborts_what_runs() -> Non
 async def test_lost_responses_are_charged_whole_and_three_in_a_row_are_an_outage() -> None:
     engine = make_engine(faults={0: Fault("lost", after=1)})
     outcome = await search(engine, make_task(engine), strategy=Beam(k=4, keep=2))
-    assert [e for e in outcome.log if isinstance(e, Lost)]
-    assert outcome.lost["generated_tokens"] == 4 * 6 - outcome.tree.thoughts[1].usage.generated or outcome.lost
+    (lost,) = [event for event in outcome.log if isinstance(event, Lost)]
+    arrived = [thought for thought in outcome.tree.thoughts.values() if thought.expansion == 0]
+    assert len(arrived) == 1
+    assert lost.amounts.generated_tokens == 4 * 6 - arrived[0].usage.generated == outcome.lost["generated_tokens"]
     down = make_engine(faults={number: Fault("refused") for number in range(50)})
     with pytest.raises(EngineUnavailable, match="lost 3 requests in a row, the last with: scripted"):
         await search(down, make_task(down), strategy=BestFirst(k=2), budget=Budget(calls=50))
