@@ -13,7 +13,8 @@ asking the engine alone for as many samples. Two settings:
 
 Beside it, in the same run, the controllers of its_hub (one beam search of as many thoughts, width 32) and treequest
 (one StandardMCTS tree of 1,000), where they are installed (extra `bench`): neither has budgets, a log, durability or
-usage.
+usage. The shapes differ: its_hub's one beam of as many thoughts is 312 levels deep at 10,000, our tree at most 8, and
+its_hub's cost a thought grows with depth; beams of a few levels cost it a fraction of what is printed.
 
 `growth_100k_over_10k` is the cost a thought, with full duties, at ten times the thoughts over that at the given number.
 """
