@@ -26,13 +26,10 @@ class Amounts(NamedTuple):
 
     @classmethod
     def of(cls, usage: Usage) -> "Amounts":
-        return cls(
-            usage.calls,
-            usage.generated,
-            usage.total,
-            usage.computed,
-            round(usage.dollars * PICO) if usage.dollars else 0,
-        )
+        # NOTE: this and the ledger's sums are written out, because they run several times for every thought.
+        computed, cached, generated, decoded, calls, _, dollars, *_ = usage
+        paid = round(dollars * PICO) if dollars else 0
+        return cls(calls, generated, computed + cached + generated, computed + decoded, paid)
 
     def plus(self, other: "Amounts") -> "Amounts":
         a, b = self, other
@@ -40,7 +37,14 @@ class Amounts(NamedTuple):
 
     def minus(self, other: "Amounts") -> "Amounts":
         """The difference, nothing below zero."""
-        return Amounts(*[a - b if a > b else 0 for a, b in zip(self, other, strict=True)])
+        a, b = self, other
+        return Amounts(
+            a[0] - b[0] if a[0] > b[0] else 0,
+            a[1] - b[1] if a[1] > b[1] else 0,
+            a[2] - b[2] if a[2] > b[2] else 0,
+            a[3] - b[3] if a[3] > b[3] else 0,
+            a[4] - b[4] if a[4] > b[4] else 0,
+        )
 
     def to_json(self) -> dict[str, int]:
         return {unit: value for unit, value in zip(self._fields, self, strict=True) if value}
@@ -217,7 +221,7 @@ class Ledger:
         """`usage` with its dollars, if the ledger has prices and the engine gave none."""
         if self.prices is None or usage.dollars:
             return usage
-        return replace(usage, dollars=self.prices.dollars(usage))
+        return usage._replace(dollars=self.prices.dollars(usage))
 
     # --- acts
 
@@ -236,14 +240,10 @@ class Ledger:
     def charge(self, reservation: int, usage: Usage) -> None:
         """Charge a part of the reserved work; the reservation shrinks by as much."""
         usage = self.priced(usage)
-        fields = usage.fields()
         with self._lock:
             self._take(reservation, Amounts.of(usage))
             for scope in self._chain:
-                spent = scope._spent
-                for place, value in enumerate(fields):
-                    if value:
-                        spent[place] += value
+                scope._spent = list(map(add, scope._spent, usage))
 
     def lose(self, reservation: int, amounts: Amounts | None = None) -> Amounts:
         """Charge work whose response never arrived: `amounts`, or all that is still reserved; returns it."""
@@ -257,9 +257,14 @@ class Ledger:
     def _take(self, reservation: int, amounts: Amounts) -> None:
         """Turn `amounts` of what is reserved into what is charged."""
         held = self._open[reservation]
-        rest = held.minus(amounts)
-        freed = held.minus(rest)
-        self._open[reservation] = rest
+        freed = Amounts(
+            amounts[0] if amounts[0] < held[0] else held[0],
+            amounts[1] if amounts[1] < held[1] else held[1],
+            amounts[2] if amounts[2] < held[2] else held[2],
+            amounts[3] if amounts[3] < held[3] else held[3],
+            amounts[4] if amounts[4] < held[4] else held[4],
+        )
+        self._open[reservation] = held.minus(freed)
         for scope in self._chain:
             _add(scope._charged, amounts)
             _subtract(scope._reserved, freed)

@@ -37,8 +37,7 @@ class Reading(NamedTuple):
     reason: str = ""  # why it is invalid, dead or solved
 
 
-@dataclass(frozen=True, slots=True)
-class Thought:
+class Thought(NamedTuple):
     """One node of the tree.
 
     `ids` are the token ids that extend the parent's prefix (ids appended by the expansion included, an end token at

@@ -1,6 +1,7 @@
 """The branch tree: a fold over the events of a search."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class ThoughtTree:
         self.planned: set[int] = set()
         self.next_id = ROOT + 1
         self.chosen: Chosen | None = None
+        self._parent: tuple[int, tuple[int, ...]] = (ROOT, ())  # the last parent asked about, and its ids
         for event in events:
             self.update(event)
 
@@ -56,6 +58,7 @@ class ThoughtTree:
                     self.verdicts[thought.id] = carried
             case Opened():
                 self.root, self.root_text = event.root, event.root_text
+                self._parent = (ROOT, event.root.ids)
             case Chosen():
                 self.chosen = event
 
@@ -88,12 +91,29 @@ class ThoughtTree:
 
     def prefix(self, thought: int) -> Prefix:
         """The exact ids that the branch ending in `thought` has computed."""
-        return self.branch(thought).prefix
+        if thought == ROOT:
+            return self.root
+        step = self.thoughts[thought]
+        return Prefix(self._parent_ids(step.parent) + step.ids)
+
+    def _parent_ids(self, parent: int) -> tuple[int, ...]:
+        # Siblings are asked about one after the other: the ids down to their parent are put together once.
+        known, ids = self._parent
+        if parent == known:
+            return ids
+        parts: list[tuple[int, ...]] = []
+        at = parent
+        while at != ROOT and at != known:
+            step = self.thoughts[at]
+            parts.append(step.ids)
+            at = step.parent
+        ids = tuple(chain(ids if at == known else self.root.ids, *reversed(parts)))
+        self._parent = (parent, ids)
+        return ids
 
     def branch(self, thought: int) -> "Branch":
-        """The path to `thought` with the ids it computed: what a verifier is given."""
-        path = self.path(thought)
-        return Branch(path, Prefix(tuple(chain(self.root.ids, *[step.ids for step in path]))))
+        """The branch that ends in `thought`, with the ids it computed: what a verifier is given."""
+        return Branch(self, self.thoughts[thought], self.prefix(thought))
 
     def value(self, thought: int) -> float | None:
         """Score of the branch; an unverified thought has its parent's, the root and its like None."""
@@ -155,16 +175,19 @@ class Carry(NamedTuple):
     verdict: Verdict | Unverified | None
 
 
-class Branch(NamedTuple):
-    """What a verifier is given: a path of thoughts and the ids it computed."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """What a verifier is given: a thought, the path to it and the ids it computed."""
 
-    path: Sequence[Thought]
+    tree: ThoughtTree = field(repr=False)
+    thought: Thought
+    """The thought to judge: the last of the path."""
     prefix: Prefix
 
     @property
-    def thought(self) -> Thought:
-        """The thought to judge: the last of the path."""
-        return self.path[-1]
+    def path(self) -> Sequence[Thought]:
+        """Thoughts from the root's child down to the one to judge."""
+        return self.tree.path(self.thought.id)
 
     @property
     def text(self) -> str:

@@ -1,13 +1,13 @@
 """What a piece of work consumed."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from tts_agent.errors import ConfigError
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens, requests, seconds and dollars of one or many requests. Usages add up with `+`.
 
     `prompt_computed + prompt_cached` is the length of the prompt. A completion of L sampled tokens has
@@ -44,7 +44,7 @@ class Usage:
         """Prompt tokens in full plus generated tokens, as providers bill without a cache."""
         return self.prompt + self.generated
 
-    def __add__(self, other: "Usage") -> "Usage":
+    def __add__(self, other: "Usage") -> "Usage":  # type: ignore[override]
         # NOTE: written out, not by reflection: it runs several times for every thought.
         return Usage(
             self.prompt_computed + other.prompt_computed,
@@ -59,24 +59,9 @@ class Usage:
             self.verifier_generated + other.verifier_generated,
         )
 
-    def fields(self) -> tuple[int | float, ...]:
-        """The values in the order of `USAGE_FIELDS`."""
-        return (
-            self.prompt_computed,
-            self.prompt_cached,
-            self.generated,
-            self.decoded,
-            self.calls,
-            self.seconds,
-            self.dollars,
-            self.verifier_computed,
-            self.verifier_cached,
-            self.verifier_generated,
-        )
-
     def times(self, count: int) -> "Usage":
         """`count` such usages."""
-        return Usage(*(value * count for value in self.fields()))  # type: ignore[arg-type]
+        return Usage(*[value * count for value in self])  # type: ignore[arg-type]
 
     def as_verifier(self) -> "Usage":
         """The same usage, marked as a verifier's share."""
@@ -95,7 +80,7 @@ class Usage:
 
     def to_json(self) -> dict[str, int | float]:
         """The fields that are not zero."""
-        return {name: value for name, value in zip(USAGE_FIELDS, self.fields(), strict=True) if value}
+        return {name: value for name, value in zip(self._fields, self, strict=True) if value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, int | float]) -> "Usage":
@@ -104,7 +89,7 @@ class Usage:
         return cls(**data)  # type: ignore[arg-type]
 
 
-USAGE_FIELDS = tuple(field.name for field in fields(Usage))
+USAGE_FIELDS = Usage._fields
 _FIELD_SET = frozenset(USAGE_FIELDS)
 ZERO = Usage()
 

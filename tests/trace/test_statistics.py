@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,7 +120,7 @@ async def test_what_was_carried_over_is_counted_apart() -> None:
     )
     assert before.decision is not None
     carried = [
-        Carried(replace(carry.thought, id=carry.id, parent=carry.parent), carry.verdict)
+        Carried(carry.thought._replace(id=carry.id, parent=carry.parent), carry.verdict)
         for carry in before.tree.subtree(before.decision.id)
     ]
     after = Search(

@@ -10,6 +10,7 @@ from tts_agent import (
     BestFirst,
     Budget,
     CheckVerifier,
+    Expansion,
     LabelVerifier,
     Prefix,
     ScriptedEngine,
@@ -20,13 +21,19 @@ from tts_agent import (
     search,
 )
 from tts_agent.errors import ConfigError
-from tts_agent.tree import Branch
+from tts_agent.events import Opened, Planned, Sampled
+from tts_agent.tree import Branch, ThoughtTree
 from tts_agent.verifiers import Cascade, RandomVerifier
 
 
 def branch(text: str, id: int = 1) -> Branch:
     ids = tuple(map(ord, text))
-    return Branch((Thought(id, 0, 0, ids, text),), Prefix(ids))
+    thought = Thought(id, 0, 0, ids, text)
+    return Branch(
+        ThoughtTree([Opened("s", 0, Prefix(), ""), Planned(0, id, Expansion(0, 1), 1), Sampled(thought)]),
+        thought,
+        Prefix(ids),
+    )
 
 
 def labels(engine: ScriptedEngine) -> LabelVerifier:

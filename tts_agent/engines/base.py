@@ -80,8 +80,7 @@ class Sampling:
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):
     """One finished sample of a request.
 
     `index` counts the request's samples from 0 in the order of its seeds. `logprobs[i]` is the raw log-probability

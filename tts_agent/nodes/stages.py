@@ -121,11 +121,7 @@ def unjudged(state: Mapping[str, Any], decode: Decode) -> list[Branch]:
     tree = ThoughtTree(log)
     settled = {event.thought for event in log if isinstance(event, (Judged, Pruned, Merged))}
     waiting = (event.thought for event in log if isinstance(event, Sampled) and event.thought.id not in settled)
-    return [
-        Branch(tree.path(thought.id), tree.prefix(thought.id))
-        for thought in waiting
-        if thought.status in ("open", "complete")
-    ]
+    return [tree.branch(thought.id) for thought in waiting if thought.status in ("open", "complete")]
 
 
 def judge(branches: Sequence[Branch], verdicts: Sequence[Verdict | Unverified]) -> Update:

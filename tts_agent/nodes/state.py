@@ -1,7 +1,7 @@
 """What planning keeps in a graph's state: messages, and plain JSON of the last planning step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Annotated, Any, NotRequired, TypedDict
 
@@ -146,7 +146,7 @@ class Memory:
 def subtree(tree: ThoughtTree, decision: Thought) -> tuple[Carried, ...]:
     """What `tree` holds below `decision`, numbered anew, to be carried over to the next step."""
     return tuple(
-        Carried(replace(carry.thought, id=carry.id, parent=carry.parent), carry.verdict)
+        Carried(carry.thought._replace(id=carry.id, parent=carry.parent), carry.verdict)
         for carry in tree.subtree(decision.id)
     )
 

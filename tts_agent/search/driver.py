@@ -439,7 +439,8 @@ class Search:
         seeds = [thought_seed(self._seed, planned.first + index) for index in samples]
         stream = self.engine.sample(prompt, sampling, seeds=seeds, at=planned.at)
         self._streams[planned.expansion] = stream
-        self._inbox.add(job, _renumbered(stream, samples), planned.at)
+        whole = len(samples) == planned.request.n
+        self._inbox.add(job, stream if whole else _renumbered(stream, samples), planned.at)
 
     def _seconds_left(self) -> float | None:
         left = self.ledger.seconds_left()
@@ -767,5 +768,4 @@ def _whole_chunks(log: Sequence[Event]) -> Sequence[Event]:
 async def _renumbered(stream: Stream, samples: list[int]) -> AsyncIterator[Completion]:
     """The completions of a request under the places their samples have in the expansion."""
     async for completion in stream:
-        index = samples[completion.index]
-        yield completion if index == completion.index else replace(completion, index=index)
+        yield completion._replace(index=samples[completion.index])

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal, NamedTuple
 
 from tts_agent.engines.base import Completion
@@ -52,9 +53,9 @@ class Batch(NamedTuple):
 
 @dataclass(slots=True)
 class _Running:
-    task: asyncio.Task[None]
     at: float  # virtual time of what came last
     gate: float  # virtual time up to which its source may be read
+    task: asyncio.Task[None] = field(init=False)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     items: deque[tuple[float, Item]] = field(default_factory=deque)
     ended: bool = False
@@ -66,7 +67,6 @@ class Inbox:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._jobs: dict[Job, _Running] = {}
-        self._closing: dict[Job, _Running] = {}
         self._news = asyncio.Event()
         self._crash: BaseException | None = None
 
@@ -76,14 +76,19 @@ class Inbox:
 
     def add(self, job: Job, source: AsyncIterator[Completion | Verdicts], at: float) -> None:
         """Run `source` to its end as `job`, begun at virtual time `at`."""
-        task = asyncio.create_task(self._pump(job, source))
-        self._jobs[job] = _Running(task, at, at)
+        entry = self._jobs[job] = _Running(at, at)
+        entry.task = asyncio.create_task(self._pump(entry, source))
 
-    async def _pump(self, job: Job, source: AsyncIterator[Completion | Verdicts]) -> None:
+    async def _pump(self, entry: _Running, source: AsyncIterator[Completion | Verdicts]) -> None:
         error: EngineUnavailable | None = None
         try:
             async for item in source:
-                await self._put(job, item, item.at if isinstance(item, Completion) else None)
+                at = item.at if isinstance(item, Completion) else None
+                self._put(entry, item, entry.at if at is None else max(at, entry.at))
+                # On virtual time a source is not read ahead of the clock: what is aborted before its time never ended.
+                while self._order == "virtual" and entry.at > entry.gate:
+                    entry.opened.clear()
+                    await entry.opened.wait()
         except EngineUnavailable as unavailable:
             error = unavailable
         except asyncio.CancelledError:
@@ -93,18 +98,13 @@ class Inbox:
             self._crash = crash
             self._news.set()
             return
-        await self._put(job, End(error), None)
+        entry.ended = True
+        self._put(entry, End(error), entry.at)
 
-    async def _put(self, job: Job, item: Item, at: float | None) -> None:
-        entry = self._jobs.get(job) or self._closing[job]
-        entry.at = entry.at if at is None else max(at, entry.at)
-        entry.ended = isinstance(item, End)
-        entry.items.append((entry.at, item))
+    def _put(self, entry: _Running, item: Item, at: float) -> None:
+        entry.at = at
+        entry.items.append((at, item))
         self._news.set()
-        # On virtual time a source is not read ahead of the clock: what is aborted before its time never ended.
-        while self._order == "virtual" and entry.at > entry.gate and not entry.ended:
-            entry.opened.clear()
-            await entry.opened.wait()
 
     async def batch(self, timeout: float | None, horizon: float | None = None) -> Batch:
         """The arrivals to handle next.
@@ -112,25 +112,22 @@ class Inbox:
         Empty after `timeout` seconds, and, on virtual time, when nothing ends by the virtual time `horizon`.
         """
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        while True:
-            if self._crash is not None:
-                raise self._crash
+        while self._crash is None:
             self._news.clear()
             ready = self._ready(horizon)
             if ready is not None:
                 return ready
-            left = None if deadline is None else deadline - asyncio.get_running_loop().time()
-            if left is not None and left <= 0:
-                return Batch(None, [])
             try:
-                await asyncio.wait_for(self._news.wait(), left)
+                async with asyncio.timeout_at(deadline):
+                    await self._news.wait()
             except TimeoutError:
                 return Batch(None, [])
+        raise self._crash
 
     def _ready(self, horizon: float | None) -> Batch | None:
         jobs = self._jobs
         if self._order == "arrival":
-            taken = self._take(lambda at: True)
+            taken = self._take()
             return Batch(None, taken) if taken else None
         if self._order == "barrier":
             if not jobs or not all(job.ended for job in jobs.values()):
@@ -138,7 +135,7 @@ class Inbox:
             now = max(job.at for job in jobs.values())
             if horizon is not None and now > horizon:
                 return Batch(horizon, [])
-            return Batch(now, sorted(self._take(lambda at: True), key=_rank))
+            return Batch(now, sorted(self._take(), key=_rank))
         if not jobs or not all(job.items for job in jobs.values()):
             return None  # something earlier may still come
         now = min(job.items[0][0] for job in jobs.values())
@@ -150,16 +147,16 @@ class Inbox:
             job.opened.set()
         if unread:
             return None
-        return Batch(now, sorted(self._take(lambda at: at <= now), key=_rank))
+        return Batch(now, sorted(self._take(now), key=_rank))
 
-    def _take(self, due: Callable[[float], bool]) -> list[Arrival]:
+    def _take(self, until: float = inf) -> list[Arrival]:
         taken: list[Arrival] = []
         for key, job in list(self._jobs.items()):
-            while job.items and due(job.items[0][0]):
-                item = job.items.popleft()[1]
-                taken.append(Arrival(key, item))
-                if isinstance(item, End):
-                    del self._jobs[key]
+            items = job.items
+            while items and items[0][0] <= until:
+                taken.append(Arrival(key, items.popleft()[1]))
+            if job.ended and not items:
+                del self._jobs[key]
         return taken
 
     async def close(self, job: Job) -> list[Item]:
@@ -167,11 +164,9 @@ class Inbox:
         entry = self._jobs.pop(job, None)
         if entry is None:
             return []
-        self._closing[job] = entry
-        entry.gate = float("inf")
+        entry.gate = inf
         entry.opened.set()
         await asyncio.gather(entry.task, return_exceptions=True)
-        del self._closing[job]
         return [item for _, item in entry.items]
 
     async def drop(self, job: Job) -> None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from tts_agent.budget import NOTHING
@@ -83,7 +83,7 @@ def statistics(events: Sequence[Event], tree: ThoughtTree | None = None) -> Stat
     account = _Account()
     for event in events:
         account.add(event)
-    usage = replace(account.usage, seconds=account.seconds)
+    usage = account.usage._replace(seconds=account.seconds)
     sampled = [thought for number, thought in tree.thoughts.items() if number not in account.carried]
     # NOTE: a solved thought's verdict is the task's; no verifier was asked.
     asked = [verdict for number, verdict in account.verdicts.items() if tree.thoughts[number].status != "solved"]

@@ -1,7 +1,6 @@
 """Verdicts read off the model's own next-token probabilities, in place."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import exp
 
 from tts_agent.engines.base import Engine, question_bound
@@ -61,7 +60,7 @@ class LabelVerifier:
         return self._priced(question_bound(prompt, len(self.question), self._labels))
 
     def _priced(self, usage: Usage) -> Usage:
-        return usage if self._prices is None else replace(usage, dollars=self._prices.dollars(usage))
+        return usage if self._prices is None else usage._replace(dollars=self._prices.dollars(usage))
 
     async def __call__(self, branches: Sequence[Branch]) -> list[Verdict | Unverified]:
         for branch in branches[:1]:
