@@ -1,22 +1,23 @@
-"""What the controller costs: CPU time a thought, on an engine that answers at once.
+"""What the controller costs: CPU time a thought, on engines that answer at once.
 
-    python -m benchmarks.overhead [--json] [--thoughts 10000]
+    python -m benchmarks.overhead [--json] [--thoughts 10000] [--runs 5]
 
-Best-first search, 32 samples in flight (8 expansions of 4), until the given number of thoughts was sampled. The
-engine is scripted and has no latency, so what is measured is the CPU time of the process (all threads) from the
-first event to the outcome, the engine's own share included; `engine_us_per_thought` is that share, measured by
-asking the engine alone for as many samples. Two settings:
+What is measured is the CPU time of the process (all threads) from the first event to the outcome, in two settings:
 
 * full: a verifier asked about every thought, limits on calls and on every kind of token, and a log that is made
   durable (written to a file, with fsync) chunk by chunk under write-ahead grants;
-* bare: no verifier, no limit but the number of expansions, no journal.
+* bare: no verifier, no limit but the size of the search, no journal.
 
-Beside it, in the same run, the controllers of its_hub (one beam search of as many thoughts, width 32) and treequest
-(one StandardMCTS tree of 1,000), where they are installed (extra `bench`): neither has budgets, a log, durability or
-usage. The shapes differ: its_hub's one beam of as many thoughts is 312 levels deep at 10,000, our tree at most 8, and
-its_hub's cost a thought grows with depth; beams of a few levels cost it a fraction of what is printed.
+The first table is best-first search, 32 samples in flight (8 expansions of 4), on the scripted engine with its virtual
+clock: at the given number of thoughts and at ten times as many. `engine_us_per_thought` is the engine's own share,
+measured by asking it alone for as many samples and questions; it is included in the other figures.
 
-`growth_100k_over_10k` is the cost a thought, with full duties, at ten times the thoughts over that at the given number.
+The second table is our beam search beside its_hub's, in one shape for both: 32 samples a level, the best 4 kept, as
+many levels as it takes to sample the given number of thoughts (312 for 10,000), thoughts of 8 characters, models that
+answer at once. Fewer levels follow: its_hub's cost a thought grows with the depth, ours hardly, so `*_over_its_hub`
+(at the given number of thoughts) is the most favourable row for us. Beside them treequest's StandardMCTS, one tree
+of 1,000 thoughts. Both need the extra `bench`, and neither has budgets, a log, durability or usage. Runs are
+interleaved, figures are medians.
 """
 
 import argparse
@@ -25,13 +26,28 @@ import gc
 import json
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Any
 
 from benchmarks import peers
-from tts_agent import BestFirst, Budget, LabelVerifier, Prefix, Reading, Sampling, ScriptedEngine, Task, Thought, search
+from benchmarks.instant import LENGTH, InstantEngine
+from tts_agent import (
+    Beam,
+    BestFirst,
+    Budget,
+    LabelVerifier,
+    Prefix,
+    Reading,
+    Sampling,
+    ScriptedEngine,
+    Task,
+    Thought,
+    search,
+)
+from tts_agent.engines.base import Engine
 from tts_agent.trace import Recorder
 
 K, PARALLEL = 4, 8
@@ -70,14 +86,19 @@ def make_task(engine: ScriptedEngine) -> Task:
 async def full(thoughts: int, folder: Path) -> int:
     """Search with every duty on; returns the thoughts sampled."""
     engine = ScriptedEngine(script, judge=judge)
+    strategy = BestFirst(k=K, parallel=PARALLEL, max_expansions=thoughts // K)
+    return await _with_every_duty(engine, make_task(engine), strategy, folder)
+
+
+async def _with_every_duty(engine: Engine, task: Task, strategy: BestFirst | Beam, folder: Path) -> int:
     plenty = 10**12
     outcome = await search(
         engine,
-        make_task(engine),
-        strategy=BestFirst(k=K, parallel=PARALLEL, max_expansions=thoughts // K),
+        task,
+        strategy=strategy,
         verifier=LabelVerifier(engine, question="?", good="y", bad="n"),
         budget=Budget(calls=plenty, generated_tokens=plenty, total_tokens=plenty, computed_tokens=plenty),
-        journal=Recorder(folder / f"{thoughts}.jsonl"),
+        journal=Recorder(folder / "search.jsonl"),
     )
     return len(outcome.tree)
 
@@ -101,7 +122,33 @@ async def engine_alone(thoughts: int, folder: Path) -> int:
     return thoughts
 
 
-def measure(work: Callable[[int, Path], Coroutine[Any, Any, int]], thoughts: int) -> float:
+def _beam(thoughts: int) -> tuple[InstantEngine, Task, Beam]:
+    engine = InstantEngine()
+    levels = thoughts // peers.WIDTH
+    task = Task(
+        root=Prefix(engine.encode("a" * PROMPT)),
+        thought=Sampling(max_tokens=LENGTH, stop_ids=engine.encode("\n")),
+        max_depth=levels + 1,
+    )
+    return engine, task, Beam(k=peers.WIDTH // peers.KEPT, keep=peers.KEPT, depth=levels)
+
+
+async def full_beam(thoughts: int, folder: Path) -> int:
+    """A beam in its_hub's shape with every duty on; returns the thoughts sampled."""
+    engine, task, strategy = _beam(thoughts)
+    return await _with_every_duty(engine, task, strategy, folder)
+
+
+async def bare_beam(thoughts: int, folder: Path) -> int:
+    """A beam in its_hub's shape with nothing but the search; returns the thoughts sampled."""
+    engine, task, strategy = _beam(thoughts)
+    return len((await search(engine, task, strategy=strategy)).tree)
+
+
+Work = Callable[[int, Path], Coroutine[Any, Any, int]]
+
+
+def measure(work: Work, thoughts: int) -> float:
     """Microseconds of CPU a thought."""
     with tempfile.TemporaryDirectory() as folder:
         gc.collect()
@@ -110,40 +157,68 @@ def measure(work: Callable[[int, Path], Coroutine[Any, Any, int]], thoughts: int
         return (time.process_time() - begun) / done * 1e6
 
 
+def medians(works: Mapping[str, tuple[Work, int]], runs: int) -> dict[str, float]:
+    """Median microseconds of CPU a thought of each work, the runs interleaved."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(runs):
+        for name, (work, thoughts) in works.items():
+            found[name].append(measure(work, thoughts))
+    return {name: median(values) for name, values in found.items()}
+
+
+def absolute(small: int, runs: int) -> dict[str, float]:
+    """Best-first search on the scripted engine."""
+    cost = medians({"alone": (engine_alone, small), "bare": (bare, small), "full": (full, small)}, runs)
+    large = measure(full, 10 * small)
+    print(f"best-first, width {K * PARALLEL}, scripted engine; microseconds of CPU a thought, engine included")
+    print(f"  engine alone               {cost['alone']:8.1f}")
+    print(f"  bare, {small:,} thoughts     {cost['bare']:8.1f}")
+    print(f"  full, {small:,} thoughts     {cost['full']:8.1f}")
+    print(f"  full, {10 * small:,} thoughts    {large:8.1f}   growth {large / cost['full']:.2f}")
+    return {
+        "us_per_thought_10k": round(cost["full"], 1),
+        "us_per_thought_10k_bare": round(cost["bare"], 1),
+        "us_per_thought_100k": round(large, 1),
+        "growth_100k_over_10k": round(large / cost["full"], 3),
+        "engine_us_per_thought": round(cost["alone"], 1),
+    }
+
+
+def beside_its_hub(thoughts: int, runs: int) -> dict[str, Any]:
+    """Our beam beside its_hub's, at falling depths; the fields are of the deepest."""
+    print(f"beam, {peers.WIDTH} samples a level, {peers.KEPT} kept; microseconds of CPU a thought")
+    rows = []
+    for count in (thoughts, thoughts // 4, thoughts // 40):
+        works = {"bare": (bare_beam, count), "full": (full_beam, count), "its_hub": (peers.its_hub_beam, count)}
+        cost = medians(works, runs)
+        row = {"levels": count // peers.WIDTH, **{name: round(value, 2) for name, value in cost.items()}}
+        row |= {f"{kind}_over_its_hub": round(cost[kind] / cost["its_hub"], 3) for kind in ("bare", "full")}
+        rows.append(row)
+        costs = "   ".join(f"{name} {value:6.1f}" for name, value in cost.items())
+        ratios = f"bare / it {row['bare_over_its_hub']:.2f}, full / it {row['full_over_its_hub']:.2f}"
+        print(f"  {row['levels']:4} levels   {costs}   {ratios}")
+    deepest = {name: rows[0][name] for name in ("bare_over_its_hub", "full_over_its_hub")}
+    return {**deepest, "its_hub_us_per_thought": rows[0]["its_hub"], "beams": rows}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--thoughts", type=int, default=10_000, help="thoughts of the small case (10000)")
+    parser.add_argument("--runs", type=int, default=5, help="interleaved runs of each measurement (5)")
     options = parser.parse_args(argv)
-    small, large = options.thoughts, 10 * options.thoughts
     measure(full, 1000)  # warm up
-    alone = measure(engine_alone, small)
-    us_bare = measure(bare, small)
-    us_small = measure(full, small)
-    us_large = measure(full, large)
-    others = {name: measure(run, count) for name, run, count in peers.installed(small)}
-    print(f"best-first, width {K * PARALLEL}; microseconds of CPU a thought, engine included")
-    print(f"  engine alone               {alone:8.1f}")
-    print(f"  bare, {small:,} thoughts     {us_bare:8.1f}")
-    print(f"  full, {small:,} thoughts     {us_small:8.1f}")
-    print(f"  full, {large:,} thoughts    {us_large:8.1f}   growth {us_large / us_small:.2f}")
-    for name, cost in others.items():
-        print(f"  {name:<26} {cost:8.1f}   bare / it {us_bare / cost:.2f}, full / it {us_small / cost:.2f}")
+    result: dict[str, Any] = absolute(options.thoughts, options.runs)
+    if peers.has_its_hub():
+        result |= beside_its_hub(options.thoughts, options.runs)
+    if peers.has_treequest():
+        cost = measure(peers.treequest_mcts, min(options.thoughts, 1000))
+        print(f"  treequest StandardMCTS, 1,000 thoughts {cost:8.1f}")
+        result["treequest_us_per_thought"] = round(cost, 1)
+        for kind in ("bare", "full"):
+            ours = result["us_per_thought_10k_bare" if kind == "bare" else "us_per_thought_10k"]
+            result[f"{kind}_over_treequest"] = round(ours / cost, 4)
     if options.json:
-        ratios = {
-            f"{kind}_over_{name}": round(ours / cost, 3)
-            for name, cost in others.items()
-            for kind, ours in (("bare", us_bare), ("full", us_small))
-        }
-        result = {
-            "us_per_thought_10k": round(us_small, 1),
-            "us_per_thought_10k_bare": round(us_bare, 1),
-            "us_per_thought_100k": round(us_large, 1),
-            "growth_100k_over_10k": round(us_large / us_small, 3),
-            "engine_us_per_thought": round(alone, 1),
-            **{f"{name}_us_per_thought": round(cost, 1) for name, cost in others.items()},
-            **ratios,
-        }
         print(json.dumps(result))
     return 0
 

@@ -5,25 +5,28 @@ Used by `benchmarks.overhead`; needs the extra `bench` (`pip install "tts-agent[
 
 import importlib.util
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-WIDTH = 32
-"""Samples a level, as in the search they are compared with."""
-Run = Callable[[int, Path], Coroutine[Any, Any, int]]
+WIDTH, KEPT = 32, 4
+"""Samples a level, and how many of them the beam keeps."""
 
 
-def installed(thoughts: int) -> list[tuple[str, Run, int]]:
-    """Name, run and number of thoughts of each library that is installed, imported once so that this is not counted."""
-    found: list[tuple[str, Run, int]] = []
-    if importlib.util.find_spec("its_hub"):
-        importlib.import_module("its_hub.core.algorithms.beam_search")
-        found.append(("its_hub", its_hub_beam, thoughts))
-    if importlib.util.find_spec("treequest"):
-        importlib.import_module("treequest")
-        found.append(("treequest", treequest_mcts, min(thoughts, 1000)))
-    return found
+def has_its_hub() -> bool:
+    """Whether its_hub is installed; imports it, so that the import is not measured."""
+    if importlib.util.find_spec("its_hub") is None:
+        return False
+    importlib.import_module("its_hub.core.algorithms.beam_search")
+    return True
+
+
+def has_treequest() -> bool:
+    """Whether treequest is installed; imports it, so that the import is not measured."""
+    if importlib.util.find_spec("treequest") is None:
+        return False
+    importlib.import_module("treequest")
+    return True
 
 
 class _Instant:
@@ -59,7 +62,7 @@ async def its_hub_beam(thoughts: int, folder: Path) -> int:
     beam = BeamSearch(
         StepGeneration(max_steps=thoughts // WIDTH - 1, step_token="\n", include_stop_str_in_output=True),
         _Scores(),
-        beam_width=4,
+        beam_width=KEPT,
     )
     await beam.ainfer(model, "a" * 64, budget=WIDTH)
     return model.sampled
