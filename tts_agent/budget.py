@@ -67,7 +67,7 @@ class Budget:
     siblings it samples, one per question. `seconds` is wall-clock time inside the search.
 
     `commit_tokens` is held back for one greedy completion, so that a decision can be finished when the rest is used
-    up; None holds back one thought at the task's `max_tokens`, 0 nothing.
+    up; None holds back what the task's decision may take (one thought, or a whole answer), 0 nothing.
     """
 
     calls: int | None = None

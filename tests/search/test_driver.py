@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,9 +31,10 @@ from tts_agent import (
 )
 from tts_agent.engines import Fault
 from tts_agent.errors import ConfigError, EngineUnavailable, PromptError
-from tts_agent.events import Cancelled, Carried, Lost, Merged, Planned, Sampled
+from tts_agent.events import Cancelled, Carried, Chosen, Lost, Merged, Planned, Sampled
 from tts_agent.search import make_strategy
 from tts_agent.search.driver import Search, thought_seed
+from tts_agent.thought import ROOT
 from tts_agent.tree import Branch
 from tts_agent.usage import ZERO
 from tts_agent.verifiers import Scope
@@ -275,3 +277,24 @@ async def test_many_searches_share_one_ledger_under_concurrency() -> None:
 
 def test_reading_defaults_to_an_open_thought() -> None:
     assert Reading().status == "open"
+
+
+@pytest.mark.parametrize(("budget", "stop"), [(Budget(calls=2), StopReason.BUDGET), (None, StopReason.EXHAUSTED)])
+async def test_where_whole_answers_decide_an_open_path_is_none_and_the_commit_is_a_whole_answer(
+    budget: Budget | None, stop: StopReason
+) -> None:
+    engine = make_engine()
+    task = replace(make_task(engine, max_depth=9, solvable=False), decision="answer")
+    outcome = await search(engine, task, strategy=Beam(k=2, keep=2, depth=2), budget=budget, seed=1)
+    assert outcome.stop == stop
+    assert any(thought.status == "open" for thought in outcome.tree.thoughts.values())
+    (decision,) = outcome.path
+    assert decision.status == "complete" and decision.parent == ROOT
+    assert isinstance(outcome.log[-1], Chosen) and outcome.log[-1].committed
+    planned = [event for event in outcome.log if isinstance(event, Planned) and event.commit]
+    assert [(event.request.unit, event.max_tokens) for event in planned] == [("answer", 8)]
+
+
+def test_a_task_whose_answers_decide_says_how_they_are_sampled() -> None:
+    with pytest.raises(ConfigError, match="decision='answer' acts on whole answers"):
+        Task(Prefix((1,)), Sampling(max_tokens=1), decision="answer")

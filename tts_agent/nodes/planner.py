@@ -120,10 +120,11 @@ class Planner:
     def _short(self, step: Step) -> str | None:
         """The unit of which too little is left for the decision that must be paid for in any case."""
         tokens = step.ledger.budget.commit_tokens
-        tokens = step.request.task.thought.max_tokens if tokens is None else tokens
+        task = step.request.task
+        tokens = task.sampling(task.commit).max_tokens if tokens is None else tokens
         if not tokens:
             return None
-        return step.ledger.refuses(sample_bound(self.engine.capabilities, len(step.request.task.root), 1, tokens))
+        return step.ledger.refuses(sample_bound(self.engine.capabilities, len(task.root), 1, tokens))
 
     # --- the search
 

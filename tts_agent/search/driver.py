@@ -39,7 +39,7 @@ from tts_agent.search.base import Allowance, Strategy
 from tts_agent.search.inbox import Arrival, End, Inbox, Job, Order, Verdicts
 from tts_agent.search.state import Pending, SearchState
 from tts_agent.task import Task
-from tts_agent.thought import ROOT, Expansion, Prune, Reading, StopReason, Thought, Unverified, Verdict
+from tts_agent.thought import Expansion, Prune, Reading, StopReason, Thought, Unverified, Verdict
 from tts_agent.tree import Branch
 from tts_agent.usage import ZERO, Usage
 from tts_agent.verifiers.base import Verifier
@@ -136,7 +136,7 @@ class Search:
 
     def _commit_tokens(self) -> int:
         tokens = self.ledger.budget.commit_tokens
-        tokens = self.task.thought.max_tokens if tokens is None else tokens
+        tokens = self.task.sampling(self.task.commit).max_tokens if tokens is None else tokens
         context = self.engine.capabilities.context
         return tokens if context is None else min(tokens, context - len(self.task.root))
 
@@ -361,7 +361,7 @@ class Search:
         if limit is not None:
             self._stop = (StopReason.BUDGET, limit)
         else:
-            found = self.strategy.choose(self.state.strategy_state) is not None
+            found = self._decides(self.strategy.choose(self.state.strategy_state))
             self._stop = (StopReason.CONVERGED if found else StopReason.EXHAUSTED, None)
 
     @property
@@ -654,27 +654,32 @@ class Search:
         found = self.strategy.choose(self.state.strategy_state)
         may_commit = stop in (StopReason.BUDGET, StopReason.EXHAUSTED) and limit != "seconds"
         commit = self._planned_commit()
-        if commit is None and found is None and may_commit and COMMIT in self.ledger.reservations:
+        if commit is None and not self._decides(found) and may_commit and COMMIT in self.ledger.reservations:
             self._plan_commit()
             commit = self._planned_commit()
             if self._grant is not None:
                 self._wait_for_grant()  # the plan is durable before the commit is sampled
                 return
-        if commit is not None:
-            found = await self._commit(commit)
+        committed = await self._commit(commit) if commit is not None else None
+        found = found if committed is None else committed
         if COMMIT in self.ledger.reservations:
             self._emit(Settled(COMMIT))
         self._tick()
-        self._emit(Chosen(found, stop, limit, commit is not None and found is not None))
+        self._emit(Chosen(found, stop, limit, committed is not None))
         self.done = True
+
+    def _decides(self, found: int | None) -> bool:
+        """Whether the path to `found` can be acted on."""
+        if found is None or self.task.decision == "thought":
+            return found is not None
+        return self.state.tree.thoughts[found].status != "open"
 
     def _planned_commit(self) -> Pending | None:
         return next((entry for entry in self.state.pending.values() if entry.planned.commit), None)
 
     def _plan_commit(self) -> None:
-        state, request = self.state, Expansion(ROOT, 1, temperature=0.0)
-        tokens = self._commit_tokens()
-        self._emit(Planned(state.next_expansion, state.tree.next_id, request, tokens, self._virtual, commit=True))
+        first, tokens = self.state.tree.next_id, self._commit_tokens()
+        self._emit(Planned(self.state.next_expansion, first, self.task.commit, tokens, self._virtual, commit=True))
 
     async def _commit(self, entry: Pending) -> int | None:
         """Sample the one greedy completion that was held back for the decision."""
