@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.scripts import make_engine, make_task
 from tts_agent import Beam, BestFirst, Budget, Greedy, Ledger, Prices, StopReason, Usage, search
-from tts_agent.budget import fit
+from tts_agent.budget import Amounts, fit
 from tts_agent.errors import BudgetError, ConfigError, SearchError
 
 
@@ -67,6 +67,19 @@ def test_lost_work_is_charged_without_being_usage() -> None:
     assert (run.spent.generated, run.lost.generated_tokens) == (10, 30)
     assert run.refuses(Usage(generated=61)) == "generated_tokens"
     assert run.refuses(Usage(generated=60)) is None
+
+
+def test_what_an_engine_uses_beyond_its_bound_is_charged_and_named() -> None:
+    run = Ledger(Budget(generated_tokens=100))
+    step = run.scope(name="step")
+    step.reserve(0, Usage(generated=40, calls=1))
+    step.charge(0, Usage(generated=30, calls=1))
+    assert not any(step.excess)
+    step.charge(0, Usage(generated=25))
+    step.release(0)
+    assert run.excess == step.excess == Amounts(generated_tokens=15, total_tokens=15)
+    assert run.committed.generated_tokens == 55
+    assert run.snapshot()["excess"] == {"generated_tokens": 15, "total_tokens": 15}
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.floats(0, 1e-3)), max_size=30))

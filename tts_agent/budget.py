@@ -135,6 +135,7 @@ class Ledger:
         # Running sums are lists that are changed in place: a thought costs several of these additions in every scope.
         self._spent: list[float] = [0] * len(USAGE_FIELDS)
         self._lost, self._charged, self._reserved = [0] * len(UNITS), [0] * len(UNITS), [0] * len(UNITS)
+        self._excess = [0] * len(UNITS)
         self._open: dict[int, Amounts] = {}
         self._limits = self.budget.limits
         self._bounded = [unit for unit, limit in enumerate(self._limits) if limit is not None]
@@ -161,6 +162,14 @@ class Ledger:
     def lost(self) -> Amounts:
         """What was charged for responses that never arrived."""
         return Amounts(*self._lost)
+
+    @property
+    def excess(self) -> Amounts:
+        """What was charged beyond what had been reserved for it: nothing, unless an engine used more than its bound.
+
+        A limit may have been passed by as much.
+        """
+        return Amounts(*self._excess)
 
     @property
     def reserved(self) -> Amounts:
@@ -268,6 +277,10 @@ class Ledger:
         for scope in self._chain:
             _add(scope._charged, amounts)
             _subtract(scope._reserved, freed)
+        if freed != amounts:
+            excess = amounts.minus(freed)
+            for scope in self._chain:
+                _add(scope._excess, excess)
 
     def write_off(self, amounts: Amounts) -> None:
         """Charge what a killed process may have spent; every reservation is closed but the commit's (id < 0)."""
@@ -298,6 +311,7 @@ class Ledger:
             return {
                 "spent": self.spent.to_json(),
                 "lost": self.lost.to_json(),
+                "excess": self.excess.to_json(),
                 "reserved": self.reserved.to_json(),
                 "open": {str(key): value.to_json() for key, value in self._open.items()},
             }

@@ -15,8 +15,9 @@ class Outcome:
 
     `path` leads from the root's child to the chosen thought (empty if there is no decision at all), its first
     element is the decision. `usage` is what this search was charged, `lost` what was charged for responses that
-    never arrived, by budget unit (dollars in picodollars). `cut` says what the limits cut off, in words, empty if
-    nothing. `tree` and `log` are the search itself.
+    never arrived, `excess` what an engine used beyond the bound that was reserved for it, so that a limit may have been
+    passed by as much; both by budget unit (dollars in picodollars). `cut` says what the limits cut off, in words, empty
+    if nothing. `tree` and `log` are the search itself.
     """
 
     path: tuple[Thought, ...]
@@ -24,6 +25,7 @@ class Outcome:
     limit: str | None = None
     usage: Usage = ZERO
     lost: dict[str, int] = field(default_factory=dict)
+    excess: dict[str, int] = field(default_factory=dict)
     cut: str = ""
     tree: ThoughtTree = field(default_factory=ThoughtTree, repr=False, compare=False)
     log: Sequence[Event] = field(default=(), repr=False, compare=False)

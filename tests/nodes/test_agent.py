@@ -98,6 +98,7 @@ def test_an_impossible_puzzle_ends_without_a_decision() -> None:
         "solved": False,
         "usage": 0,
         "lost": {},
+        "excess": {},
         "thoughts": 0,
         "cut": "stopped by the calls limit",
     }

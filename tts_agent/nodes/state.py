@@ -161,6 +161,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "solved": outcome.solved,
         "usage": outcome.usage.to_json(),
         "lost": outcome.lost,
+        "excess": outcome.excess,
         "thoughts": len(outcome.tree),
         "cut": outcome.cut,
     }

@@ -758,6 +758,7 @@ class Search:
             limit=chosen.limit,
             usage=self.ledger.spent,
             lost=self.ledger.lost.to_json(),
+            excess=self.ledger.excess.to_json(),
             cut=cut,
             tree=self.state.tree,
             log=self.log,
