@@ -36,8 +36,9 @@ __all__ = (
 def load_engine(url: str, **options: Any) -> Engine:
     """The engine named by `url`, with the options of its class.
 
-    `embedded://pocket` is the planner that ships with the package; `embedded://FOLDER` serves a Hugging Face folder
-    in this process (`EmbeddedEngine`). Raises `ConfigError` for another scheme and `ModelError` for a bad folder.
+    `embedded://pocket` is the planner that ships with the package, `embedded://pocket-small` its smaller sister;
+    `embedded://FOLDER` serves a Hugging Face folder in this process (`EmbeddedEngine`; a folder of a planner's name is
+    reached as `embedded://./pocket`). Raises `ConfigError` for another scheme and `ModelError` for a bad folder.
     """
     scheme, separator, rest = url.partition("://")
     if scheme != "embedded" or not separator or not rest:
@@ -51,8 +52,8 @@ def load_engine(url: str, **options: Any) -> Engine:
     known = [name for name in signature(EmbeddedEngine).parameters if name not in ("folder", "name")]
     if unknown := sorted(set(options) - set(known)):
         raise ConfigError(f"unknown options {unknown!r} of engine {url!r}; known: {', '.join(known)}")
-    if rest == "pocket":
-        from tts_agent.pocket import model_folder
+    from tts_agent.pocket import MODELS, model_folder
 
-        return EmbeddedEngine(model_folder(), name="embedded://pocket", **options)
+    if rest in MODELS:
+        return EmbeddedEngine(model_folder(rest), name=url, **options)
     return EmbeddedEngine(rest, **options)
