@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from tts_agent import __version__
-from tts_agent.errors import LogError, TTSError
+from tts_agent.errors import LogError, ModelError, TTSError
 from tts_agent.trace.recorder import Log, read
 
 
@@ -123,8 +123,12 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from tts_agent.doctor import run
-
+    try:
+        from tts_agent.doctor import run
+    except ModuleNotFoundError as missing:
+        raise ModelError(
+            f"'tts-agent doctor' needs {missing.name!r}, which is not installed; pip install 'tts-agent[embedded]'"
+        ) from missing
     diagnosis = run(options.folder)
     print(json.dumps(diagnosis.to_json(), ensure_ascii=False) if options.json else "\n".join(diagnosis.lines()))
     return 0 if diagnosis.supported else 1

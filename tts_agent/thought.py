@@ -34,7 +34,7 @@ class Reading(NamedTuple):
     status: Status = "open"
     action: Any = None  # the parsed action, plain JSON; what an agent would do
     key: str | None = None  # canonical form: two thoughts with one key are the same, and the later one is merged
-    reason: str = ""  # why it is invalid, dead or solved
+    reason: str = ""  # why it is invalid, dead or solved; of an open text, why it cannot be the end
 
 
 class Thought(NamedTuple):

@@ -153,7 +153,8 @@ class Planner:
         made = step.request.decision(outcome.path)
         if not made:
             memory = Memory(step.number, step.memory.message, totals=totals)
-            return self._update([], memory, summary(outcome), carried=bool(step.carried))
+            note = {**summary(outcome), "decision": None}
+            return self._update([], memory, note, carried=bool(step.carried))
         decision = made[-1]
         message = self.dialect.decide(decision)
         verdict = outcome.tree.verdicts.get(decision.id)

@@ -69,12 +69,19 @@ _RANK = {"solved": 3, "complete": 2, "open": 1}
 
 
 def best(tree: ThoughtTree) -> int | None:
-    """The best thought so far: solved before complete before open, then by value, then the deeper, then the older."""
+    """The best thought so far: solved before complete before open, then by value, then the deeper, then the older.
+
+    An open thought whose reading says why it cannot be the end is none.
+    """
 
     def rank(thought: int) -> tuple[float, ...]:
         value = tree.value(thought)
         status = tree.thoughts[thought].status
         return (_RANK[status], -1.0 if value is None else value, tree.depth[thought], -thought)
 
-    candidates = (n for n, step in tree.thoughts.items() if step.status in _RANK and n not in tree.merged)
+    candidates = (
+        number
+        for number, step in tree.thoughts.items()
+        if step.status in _RANK and number not in tree.merged and not (step.status == "open" and step.reason)
+    )
     return max(candidates, key=rank, default=None)

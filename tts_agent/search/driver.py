@@ -93,11 +93,7 @@ class Search:
             raise ConfigError(
                 f"strategy {strategy.name!r} goes on until a budget stops it, and there is none; set a Budget limit"
             )
-        if capabilities.context is not None and len(task.root) + 1 > capabilities.context:
-            raise PromptError(
-                f"the prompt has {len(task.root)} tokens, the context of engine {engine.name!r} is "
-                f"{capabilities.context}; shorten the prompt"
-            )
+        self._check_engine(barrier)
         self.log: list[Event] = []
         self.done = False
         self._fresh: list[Event] = []
@@ -133,6 +129,26 @@ class Search:
 
     def _limited(self) -> bool:
         return any(limit is not None for limit in (*self.ledger.limits(), self.ledger.seconds_left()))
+
+    def _check_engine(self, barrier: bool) -> None:
+        """Refuse what the engine cannot do before it costs anything."""
+        can, name, task, strategy = self._capabilities, self.engine.name, self.task, self.strategy
+        whole = task.max_depth == 1 or bool(task.end_ids & frozenset(can.end_ids))
+        if not (can.continues or whole or strategy.unit == "answer"):
+            raise ConfigError(
+                f"engine {name!r} samples whole messages and cannot continue one, and strategy {strategy.name!r} grows "
+                "thoughts; set Task.max_depth=1, or Task.end_ids to those of the engine, or sample whole answers"
+            )
+        if barrier and not can.seeds:
+            raise ConfigError(
+                f"engine {name!r} draws without seeds, so barrier=True cannot make the tree depend on the seed alone; "
+                "leave it out"
+            )
+        if can.context is not None and len(task.root) + 1 > can.context:
+            raise PromptError(
+                f"the prompt has {len(task.root)} tokens, the context of engine {name!r} is {can.context}; "
+                "shorten the prompt"
+            )
 
     def _commit_tokens(self) -> int:
         tokens = self.ledger.budget.commit_tokens
@@ -521,7 +537,7 @@ class Search:
         if status == "open" and (
             ended or request.unit == "answer" or (task.max_depth is not None and depth >= task.max_depth)
         ):
-            status = "complete"
+            status = "invalid" if reading.reason else "complete"
         return Thought(
             id=planned.first + completion.index,
             parent=request.parent,
