@@ -8,6 +8,7 @@ from tests.scripts import make_engine, make_task
 from tts_agent import (
     Beam,
     BestFirst,
+    BestOfN,
     Budget,
     CheckVerifier,
     Expansion,
@@ -23,7 +24,7 @@ from tts_agent import (
 from tts_agent.errors import ConfigError
 from tts_agent.events import Opened, Planned, Sampled
 from tts_agent.tree import Branch, ThoughtTree
-from tts_agent.verifiers import Cascade, RandomVerifier
+from tts_agent.verifiers import AgreementVerifier, Cascade, RandomVerifier
 
 
 def branch(text: str, id: int = 1) -> Branch:
@@ -152,3 +153,23 @@ async def test_a_better_value_finds_more_at_the_same_budget() -> None:
         )
         found[name] = sum(t.text.count("a") for t in outcome.path)
     assert found["true"] > found["false"]
+
+
+async def test_what_most_siblings_say_is_chosen_and_what_breaks_a_rule_has_no_vote() -> None:
+    said = ["ab\n", "dd\n", "ba\n", "c\n", "ab\n", "c\n", "ab\n", "dd\n"]
+    order = iter(said)
+    engine = ScriptedEngine(lambda prefix, seed: next(order))
+    outcome = await search(
+        engine,
+        make_task(engine, max_depth=1),
+        strategy=BestOfN(n=8, width=8, unit="thought"),
+        verifier=AgreementVerifier(),
+        budget=Budget(calls=1, commit_tokens=0),
+    )
+    scores = {outcome.tree.thoughts[number].text: verdict for number, verdict in outcome.tree.verdicts.items()}
+    assert outcome.answer == "ab\n"
+    assert {text: verdict.reason for text, verdict in scores.items()} == {
+        "ab\n": "4 of 6 siblings say so",  # "ba" is the same as "ab" here
+        "c\n": "2 of 6 siblings say so",
+    }
+    assert outcome.usage.verifier_computed == 0
