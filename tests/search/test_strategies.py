@@ -1,6 +1,8 @@
 """What strategies promise: the best is chosen, grants change nothing, nothing is grown for ever."""
 
 from collections.abc import Sequence
+from math import log
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from tts_agent import (
     BestOfN,
     Budget,
     CheckVerifier,
+    Expansion,
     Greedy,
     Ledger,
     Prefix,
@@ -22,13 +25,16 @@ from tts_agent import (
     StopReason,
     Task,
     Thought,
+    ThoughtTree,
     Unverified,
     Usage,
     Verdict,
     search,
 )
 from tts_agent.errors import BudgetError, ConfigError, LogError
+from tts_agent.events import Cancelled, Judged, Opened, Planned, Sampled, Settled
 from tts_agent.search import make_strategy
+from tts_agent.search.base import Allowance
 from tts_agent.search.driver import Search
 from tts_agent.tree import Branch
 from tts_agent.verifiers import Cascade
@@ -236,3 +242,67 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         Prices(prompt=2.0, generated=1.0, cached=3.0)
     with pytest.raises(BudgetError, match="dollars=inf is no limit; use None"):
         Budget(dollars=float("inf"))
+
+
+async def test_an_answer_given_up_at_its_first_illegal_step_begins_again_at_the_root() -> None:
+    parents: dict[str, list[int]] = {}
+    for retry in ("step", "answer"):
+        engine = make_engine()
+        outcome = await search(
+            engine,
+            make_task(engine, solvable=False),
+            strategy=BestOfN(n=None, width=1, unit="thought", retry=retry),  # type: ignore[arg-type]
+            budget=Budget(calls=60),
+            seed=3,
+        )
+        thoughts = [outcome.tree.thoughts[n] for n in sorted(outcome.tree.thoughts)]
+        parents[retry] = [
+            after.parent if retry == "answer" else after.parent - broken.parent
+            for broken, after in zip(thoughts, thoughts[1:], strict=False)
+            if broken.status == "invalid" and broken.parent
+        ]
+    assert parents["step"] and not any(parents["step"])
+    assert parents["answer"] and not any(parents["answer"])
+
+
+@pytest.mark.parametrize("options", [{"retry": "never", "unit": "thought"}, {"retry": "answer", "unit": "answer"}])
+def test_a_retry_that_is_unknown_or_has_no_effect_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="retry"):
+        BestOfN(**options)
+
+
+def proposed(strategy: BestFirst, logprobs: Sequence[float | None], texts: Sequence[str]) -> int:
+    """The parent that is grown next, after two good first thoughts of which one has children of no worth."""
+    tree = ThoughtTree()
+    state = strategy.start(tree)
+    children = zip(texts, logprobs, strict=True)
+    events = [
+        Opened("", 0, Prefix((1,)), "best_first", verifier="v"),
+        Planned(0, 1, Expansion(0, 2), 9),
+        Sampled(Thought(1, 0, 0, (10,), "a", -3.0)),
+        Sampled(Thought(2, 0, 0, (11,), "b", -3.0)),
+        Judged(1, Verdict(0.9)),
+        Judged(2, Verdict(0.5)),
+        Settled(0),
+        Planned(1, 3, Expansion(1, len(texts)), 9),
+        *(Sampled(Thought(3 + n, 1, 1, tuple(map(ord, text)), text, p)) for n, (text, p) in enumerate(children)),
+        *(Judged(3 + n, Verdict(0.01)) for n in range(len(texts))),
+        Planned(2, 9, Expansion(0, 1), 9),  # the root has had its turn
+        Cancelled(2),
+        Settled(1),
+    ]
+    for event in events:
+        tree.update(event)
+        strategy.update(state, event)
+    (proposal,) = strategy.propose(state, Allowance(0, 1.0), Random(0))
+    return proposal.parent
+
+
+def test_a_parent_whose_next_thoughts_are_all_seen_is_not_grown_again() -> None:
+    often = BestFirst(k=1, discount=0.7, unvalued=0.5)
+    likely, rare = [log(0.6), log(0.3)], [log(0.01), log(0.02)]
+    assert proposed(often, rare, ["x", "y"]) == 1  # most is unseen, and it is the better of the two
+    assert proposed(often, likely, ["x", "y"]) == 2  # nine of ten would be duplicates
+    assert proposed(often, [log(0.2)] * 3, ["x"] * 3) == 1  # the same thought three times has been seen once
+    assert proposed(often, [None, None], ["x", "y"]) == 1  # an engine without log-probabilities says nothing
+    assert proposed(BestFirst(k=1, discount=0.7, unseen=False), likely, ["x", "y"]) == 1

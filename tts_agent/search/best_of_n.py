@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from tts_agent.errors import ConfigError
 from tts_agent.events import (
@@ -37,9 +37,13 @@ class BestOfNState:
 class BestOfN:
     """Sample `n` independent answers, `width` at a time, and choose the best (Cobbe et al. 2021).
 
+    Whole answers are drawn in batches: one request for `width` of them, and the next when the last of them has ended.
+    Steps are drawn as each answer needs one.
+
     `unit="answer"` samples whole answers. `unit="thought"` samples them step by step, and a step that breaks a rule
-    is sampled again from where it stood, which is the stronger baseline wherever rules can be checked. The search
-    ends with the first answer proven right. `n=None` goes on as long as the budget lasts.
+    is sampled again from where it stood, which is the stronger baseline wherever rules can be checked; with
+    `retry="answer"` the whole answer is given up there and another is begun at the root. The search ends with the first
+    answer proven right. `n=None` goes on as long as the budget lasts.
     """
 
     name: ClassVar[str] = "best_of_n"
@@ -47,6 +51,7 @@ class BestOfN:
     n: int | None = 16
     width: int = 8
     unit: Unit = "answer"
+    retry: Literal["step", "answer"] = "step"  # what is sampled again after a step that breaks a rule
 
     def __post_init__(self) -> None:
         if (self.n is not None and self.n < 1) or self.width < 1:
@@ -55,6 +60,10 @@ class BestOfN:
             )
         if self.unit not in ("answer", "thought"):
             raise ConfigError(f"best_of_n unit={self.unit!r} is unknown; known: 'answer', 'thought'")
+        if self.retry not in ("step", "answer"):
+            raise ConfigError(f"best_of_n retry={self.retry!r} is unknown; known: 'step', 'answer'")
+        if self.unit == "answer" and self.retry == "answer":
+            raise ConfigError("best_of_n retry='answer' needs unit='thought': whole answers are read at their end")
 
     @property
     def bounded(self) -> bool:
@@ -83,7 +92,7 @@ class BestOfN:
                 state.missing[thought.expansion] = (parent, missing - 1)
                 if thought.status == "open":
                     state.ready.append(thought.id)
-                elif thought.status == "invalid" and self.unit == "thought":
+                elif thought.status == "invalid" and self.unit == "thought" and self.retry == "step":
                     state.ready.append(thought.parent)
                 else:
                     self._begin(state, 1)

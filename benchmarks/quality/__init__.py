@@ -1,0 +1,1 @@
+"""How good decisions are at equal compute: every search beside its baselines, by `benchmarks/protocol.md`."""
