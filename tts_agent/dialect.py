@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tts_agent.prefix import Prefix
 from tts_agent.task import Task
@@ -29,17 +29,15 @@ class Request:
     """What a planning step is to search for.
 
     `observations` are what acting on the last decision returned, in the order of the tool calls; empty at the first
-    step of a run. `decides` says what is acted on: the first thought of the chosen path, or all of it, where a decision
-    is made of several thoughts.
+    step of a run.
     """
 
     task: Task
     observations: tuple[Observation, ...] = ()
-    decides: Literal["first", "path"] = "first"
 
     def decision(self, path: Sequence[Thought]) -> Sequence[Thought]:
-        """The thoughts of the chosen `path` that make the decision; empty if there is none at all."""
-        return path if self.decides == "path" else path[:1]
+        """The thoughts of the chosen `path` that are acted on: the first, or all where a whole answer decides."""
+        return path if self.task.decision == "answer" else path[:1]
 
     def continues(self, last: Decided) -> bool:
         """Whether the branch goes on where the decision left it, so that the thoughts below it still hold."""

@@ -67,6 +67,31 @@ async def test_every_step_extends_what_the_step_before_computed(folder: Any) -> 
     assert later and all(prefix.starts_with(first) for prefix in later)
 
 
+async def test_a_history_that_others_summarise_in_mid_run_breaks_nothing() -> None:
+    engine = TokenEngine(models.qwen(), talk)
+    agent = create_planning_agent(
+        engine,
+        dialect=TemplateDialect(engine, models.qwen(), tools=[add, look_up], sampling=Sampling(max_tokens=300)),
+        tools=[add, look_up],
+        strategy="best_of_n",
+        budget=Budget(calls=8),
+    ).compile(checkpointer=InMemorySaver(), interrupt_after=["act"])
+    config: Any = {"configurable": {"thread_id": "1"}}
+    state = await agent.ainvoke({"messages": [HumanMessage("A long story.")]}, config)
+    first, spent = Prefix(unpack_ids(state["tts"]["prefix"])), state["tts"]["totals"]["usage"]["calls"]
+    summary = HumanMessage("They asked for a sum.", id=state["messages"][0].id)
+    await agent.aupdate_state(config, {"messages": [summary]}, as_node="act")
+    state = await agent.ainvoke(None, config)
+    assert state["messages"][-1].text == "There were 2 results."
+    second = Prefix(unpack_ids(state["tts"]["prefix"]))
+    assert not second.starts_with(first)
+    assert "They asked for a sum." in engine.decode(second.ids) and "story" not in engine.decode(second.ids)
+    assert state["tts"]["step"] == 2 and state["tts"]["totals"]["usage"]["calls"] > spent
+    # From here on the ids are only extended again.
+    state = await agent.ainvoke({"messages": [HumanMessage("Go on.")]}, config)
+    assert Prefix(unpack_ids(state["tts"]["prefix"])).starts_with(second)
+
+
 class RecordingEngine(EmbeddedEngine):
     """Remembers what it was asked to continue, and what it said."""
 

@@ -21,13 +21,22 @@ READ: list[tuple[CallFormat, str, Spoken]] = [
         Spoken("First", (SUM, Call("now", {}))),
     ),
     ("hermes", '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1, \\"b\\": 2}"}</tool_call>', Spoken("", (SUM,))),
-    ("hermes", 'Hm <tool_call>{"name": "ad', Spoken("Hm", (), OPEN)),
+    ("hermes", 'Hm <tool_call>{"name": "ad', Spoken('Hm <tool_call>{"name": "ad', (), OPEN)),
+    ("hermes", '<tool_call>{"name": "now"}</tool', Spoken('<tool_call>{"name": "now"}</tool', (), OPEN)),
+    ("hermes", "The tag </tool_call> closes.", Spoken("The tag </tool_call> closes.")),
+    (
+        "hermes",
+        '<tool_call>{"name": "say", "arguments": {"text": "</tool_call><tool_call>"}}</tool_call>',
+        Spoken("", (Call("say", {"text": "</tool_call><tool_call>"}),)),
+    ),
     ("llama", '{"name": "add", "parameters": {"a": 1, "b": 2}}', Spoken("", (SUM,))),
     ("llama", '<|python_tag|>{"name": "add", "parameters": {"a": 1, "b": 2}}', Spoken("", (SUM,))),
     ("llama", '{"name": "add", "parameters": {"a": 1, "b": 2}}; {"name": "now"}', Spoken("", (SUM, Call("now", {})))),
     ("llama", '{"answer": 42}', Spoken('{"answer": 42}')),
     ("llama", "{this} is prose", Spoken("{this} is prose")),
-    ("llama", '{"name": "add", "parameters": {"a"', Spoken("", (), OPEN)),
+    ("llama", '{"name": "Paris", "population": 3}', Spoken('{"name": "Paris", "population": 3}')),
+    ("llama", '{"name": "now"} is a call', Spoken('{"name": "now"} is a call')),
+    ("llama", '{"name": "add", "parameters": {"a"', Spoken('{"name": "add", "parameters": {"a"', (), OPEN)),
     ("mistral", '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1, "b": 2}}]', Spoken("", (SUM,))),
     ("mistral", 'So: [TOOL_CALLS]add[ARGS]{"a": 1, "b": 2}', Spoken("So:", (SUM,))),
     (
@@ -35,8 +44,13 @@ READ: list[tuple[CallFormat, str, Spoken]] = [
         '[TOOL_CALLS]add[CALL_ID]Ab3[ARGS]{"a": 1, "b": 2}[TOOL_CALLS]now{}',
         Spoken("", (SUM, Call("now", {}))),
     ),
-    ("mistral", '[TOOL_CALLS] [{"name": "add"', Spoken("", (), OPEN)),
-    ("mistral", "[TOOL_CALLS]ad", Spoken("", (), OPEN)),
+    (
+        "mistral",
+        '[TOOL_CALLS]say{"text": "[TOOL_CALLS]"}[TOOL_CALLS] {"name": "now", "arguments": {}}',
+        Spoken("", (Call("say", {"text": "[TOOL_CALLS]"}), Call("now", {}))),
+    ),
+    ("mistral", '[TOOL_CALLS] [{"name": "add"', Spoken('[TOOL_CALLS] [{"name": "add"', (), OPEN)),
+    ("mistral", "[TOOL_CALLS]ad", Spoken("[TOOL_CALLS]ad", (), OPEN)),
 ]
 
 
@@ -51,6 +65,13 @@ def test_calls_are_read(form: CallFormat, text: str, spoken: Spoken) -> None:
         ("hermes", "<tool_call>add(1, 2)</tool_call>", "not JSON"),
         ("hermes", '<tool_call>{"arguments": {}}</tool_call>', "names no tool"),
         ("hermes", '<tool_call>{"name": "add", "arguments": [1, 2]}</tool_call>', "no JSON object"),
+        ("hermes", '<tool_call>{"name": "add", "arguments": "{1"}</tool_call>', "no JSON object: '{1'"),
+        ("hermes", '<tool_call>{"name": "add", "arguments": {"a": NaN}}</tool_call>', "not JSON: NaN"),
+        ("hermes", '<tool_call>{"name": "add", "arguments": {"a": "\\ud83d"}}</tool_call>', "not JSON"),
+        ("hermes", f'<tool_call>{{"name": "add", "arguments": {{"a": {"9" * 5000}}}}}</tool_call>', "not JSON"),
+        ("hermes", f'<tool_call>{{"name": "add", "arguments": {"[" * 99999}</tool_call>', "not JSON"),
+        ("hermes", '<tool_call>{"name": "now"} {"name": "now"}</tool_call>', "goes on with"),
+        ("mistral", '[TOOL_CALLS] [{"name": "now"}] and more', "goes on with 'and more'"),
         ("llama", '{"name": "add", "parameters": 3}', "no JSON object"),
         ("llama", '{"name": "add" "parameters": {}}', "not JSON"),
         ("mistral", "[TOOL_CALLS] [add]", "not JSON"),
@@ -61,14 +82,14 @@ def test_a_call_that_cannot_be_carried_out_is_a_problem(form: CallFormat, text: 
     assert problem in read_calls(text, form).problem
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3))
+TAGS = st.sampled_from(["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]{", '"}', "\\"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | TAGS, lambda inner: st.lists(inner, max_size=3)
+)
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=4), st.integers(1, 3), st.sampled_from(["hermes", "llama", "mistral"]))
 def test_what_is_written_is_read(args: dict[str, Any], count: int, form: CallFormat) -> None:
-    tags = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]")
-    if any(tag in json.dumps(args) for tag in tags):
-        return
     one = json.dumps({"name": "f", "arguments": args})
     text = {
         "hermes": "\n".join(f"<tool_call>\n{one}\n</tool_call>" for _ in range(count)),
@@ -76,6 +97,16 @@ def test_what_is_written_is_read(args: dict[str, Any], count: int, form: CallFor
         "mistral": f"[TOOL_CALLS] [{', '.join([one] * count)}]",
     }[form]
     assert read_calls(text, form) == Spoken("", (Call("f", args),) * count)
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=3), st.sampled_from(["hermes", "llama", "mistral"]), st.data())
+def test_a_call_that_is_cut_anywhere_may_go_on(args: dict[str, Any], form: CallFormat, data: st.DataObject) -> None:
+    one = json.dumps({"name": "f", "arguments": {"x": [1.5e-3, True, None], **args}})
+    text = {"hermes": f"<tool_call>{one}</tool_call>", "llama": one, "mistral": f"[TOOL_CALLS] [{one}]"}[form]
+    begun = {"hermes": len("<tool_call>"), "llama": len('{"name"'), "mistral": len("[TOOL_CALLS]")}[form]
+    cut = text[: data.draw(st.integers(begun, len(text) - 1))]
+    assert read_calls(cut, form).problem == OPEN, cut
+    assert not read_calls(text, form).problem
 
 
 @given(st.text(), st.sampled_from(["hermes", "llama", "mistral"]))
@@ -108,6 +139,8 @@ def test_the_format_is_found_in_what_the_template_writes(rendered: str, form: Ca
         ("Hm", True, Turn("", "Hm")),
         ("[THINK]Hm[/THINK]Yes.", False, Turn("Yes.", "Hm")),
         ("", False, Turn("")),
+        ("The tag </think> closes.", False, Turn("The tag </think> closes.")),
+        ("So </think> it is. </think>", True, Turn("it is. </think>", "So")),
         (
             '<think>\n<tool_call>{"name": "x"}</tool_call></think>Yes.',
             False,

@@ -166,6 +166,8 @@ def test_only_the_last_messages_are_rendered_in_an_extension(monkeypatch: pytest
         ('<tool_call>\n{"name": "sub", "arguments": {}}\n</tool_call>', "no tool 'sub'; known: add, look_up"),
         ("<tool_call>\n", "is not closed"),
         ("", "says nothing"),
+        ("<think>\nHm, let me", "reasons and says nothing"),
+        ("<think>\nHm.\n</think>\n\n", "reasons and says nothing"),
     ],
 )
 def test_a_turn_that_cannot_be_carried_out_is_an_invalid_thought(text: str, reason: str) -> None:
@@ -187,6 +189,38 @@ def test_thoughts_and_turns_are_drawn_alike_and_end_differently() -> None:
     assert task.answer is not None
     assert task.thought == Sampling(8, temperature=0.5, stop_ids=dialect.end_ids, stop_texts=("\n",))
     assert task.answer == Sampling(64, temperature=0.5, stop_ids=dialect.end_ids)
+
+
+def test_what_ends_a_turn_by_the_callers_wish_ends_it() -> None:
+    wish = Sampling(max_tokens=64, stop_ids=(5,), stop_texts=("Over.",))
+    whole, parts = make(sampling=wish), make(sampling=wish, thought_end=["\n"])
+    task = asked(whole, [ASK]).task
+    assert task.thought == task.answer == Sampling(64, stop_ids=(*make().end_ids, 5), stop_texts=("Over.",))
+    assert 5 in task.end_ids
+    task = asked(parts, [ASK]).task
+    assert task.thought.stop_texts == ("Over.", "\n") and task.answer is not None
+    assert task.answer.stop_texts == ("Over.",)
+    said = [task.read(None, text).status for text in ("First.\n", "It is 3. Over.", "<tool_call>\n Over.")]
+    assert said == ["open", "complete", "invalid"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["I add.\n", "<tool_call>\n"], "is not closed"),
+        (["I add.\n", '<tool_call>\n{"name": "add", "argum'], "is not closed"),
+        (["<think>\n", "Easy.\n"], "reasons and says nothing"),
+        ([CALL.replace("add", "sub") + "\n"], "no tool 'sub'"),
+    ],
+)
+def test_a_turn_that_has_to_go_on_says_why(lines: list[str], reason: str) -> None:
+    dialect = make(thought_end=["\n"])
+    task, last = asked(dialect, [ASK]).task, None
+    for line in lines:
+        reading = task.read(last, line)
+        last = Thought(1, ROOT, 0, (1,), line, status=reading.status, action=reading.action, reason=reading.reason)
+    assert last is not None and reason in last.reason
+    assert not task.read(None, "It is 3.\n").reason
 
 
 def test_thoughts_add_up_to_a_turn() -> None:

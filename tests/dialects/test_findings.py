@@ -1,12 +1,14 @@
 """What is said about templates at the start."""
 
+import datetime
 from typing import Any
 
 import pytest
 
 from tests import models
-from tests.dialects.world import TokenEngine, add, llama3, mistral, thinker, variant
+from tests.dialects.world import DATED, TokenEngine, add, llama3, mistral, thinker, variant
 from tts_agent.dialects import Finding, TemplateDialect
+from tts_agent.errors import ModelError
 
 
 def findings(folder: Any, *, tools: bool = True, **options: Any) -> dict[str, Finding]:
@@ -47,6 +49,19 @@ def test_an_end_token_that_the_settings_do_not_name_is_added_and_reported() -> N
     assert dialect.end_ids == (1, engine.tokens.special["<|eot_id|>"])
     assert [finding.subject for finding in dialect.findings] == ["end"]
     assert "'<|eot_id|>'" in dialect.findings[0].text
+
+
+def test_a_template_that_asks_for_the_date_is_reported() -> None:
+    today = datetime.date(2025, 3, 9)
+    dialect = TemplateDialect(TokenEngine(variant(DATED)), variant(DATED), today=today)
+    assert "today= says which" in {finding.subject: finding.text for finding in dialect.findings}["date"]
+
+
+def test_a_special_token_that_only_results_need_is_missed() -> None:
+    folder = variant(models.CHATML_KEEPS.replace("\n<tool_response>", "<|tool_out|>\n<tool_response>"))
+    assert findings(folder, tools=False) == {}
+    with pytest.raises(ModelError, match=r"writes \['<\|tool_out\|>'\], which its tokenizer does not have"):
+        findings(folder)
 
 
 def test_a_template_that_ends_turns_with_text_is_reported() -> None:

@@ -122,6 +122,18 @@ def empty_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
 
 
+def foreign_bytes(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{{ messages }}")
+
+
+def no_tokenizer_at_all(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"model": {"type": "BPE"}}')
+
+
+def unnamed_templates(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"chat_template": ["{{ messages }}"]}')
+
+
 def written(template: str) -> Callable[[Path], None]:
     return lambda folder: (folder / "chat_template.jinja").write_text(template) and None
 
@@ -133,6 +145,10 @@ def written(template: str) -> Callable[[Path], None]:
         (without_tokenizer, "has no tokenizer.json"),
         (torn_tokenizer, "is not valid JSON"),
         (empty_tokenizer, "describes no tokenizer"),
+        (no_tokenizer_at_all, "tokenizer.json' cannot be read"),
+        (foreign_bytes, "is no text in UTF-8"),
+        (unnamed_templates, "neither a text nor a list of names and templates"),
+        (written("{% macro again(x) %}{{ again(x) }}{% endmacro %}{{ again(1) }}"), "RecursionError"),
         (written("{% if %}"), "cannot be read, line 1"),
         (written("{{ messages[0].name.first }}"), "UndefinedError"),
         (written("{{ 1 + 'a' }}"), "TypeError"),

@@ -10,6 +10,7 @@ from tests import models
 from tests.dialects.world import llama3, look_up, mistral
 from tts_agent.dialects.template import Template
 from tts_agent.dialects.tokens import Tokens
+from tts_agent.errors import ConfigError
 
 FOLDERS = {"qwen": models.qwen, "llama": models.llama, "llama3": llama3, "mistral": mistral}
 TEMPLATES: dict[str, Template] = {}
@@ -58,6 +59,35 @@ def test_hostile_text_reads_as_it_was_written(content: str, name: str) -> None:
     chat = [{"role": "user", "content": "x" + content + "x"}]
     ids = template(name).prompt(chat)
     assert "x" + content + "x" in template(name).tokens.decode(ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(HOSTILE, HOSTILE, st.sampled_from(["qwen", "llama3", "mistral"]))
+def test_no_call_and_no_tool_makes_a_special_token(key: str, value: str, name: str) -> None:
+    def ids(key: str, value: str) -> Counter[int]:
+        function = {"name": "f", "description": value, "parameters": {"properties": {"x" + key: {"type": "string"}}}}
+        chat = Template(FOLDERS[name](), tools=[{"type": "function", "function": function}])
+        call = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "f", "arguments": {"x" + key: value}}}
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        found = chat.prompt([*messages, {"role": "tool", "content": "x", "tool_call_id": "a1b2c3d4e", "name": "f"}])
+        return Counter(number for number in found if number in chat.tokens.special.values())
+
+    assert ids(key, value) == ids("", "harmless")
+
+
+def test_half_a_surrogate_pair_is_read_as_no_character() -> None:
+    chat = template("qwen")
+    halves = [{"role": "user", "content": "a\ud800b \ud83e\udd8a"}]
+    whole = [{"role": "user", "content": "a\ufffdb 🦊"}]
+    assert chat.prompt(halves) == chat.prompt(whole)
+
+
+def test_text_that_leaves_no_character_free_is_refused() -> None:
+    everything = "".join(map(chr, range(0xE000, 0xF900)))
+    with pytest.raises(ConfigError, match="all of Unicode's private characters"):
+        template("qwen").prompt([{"role": "user", "content": everything}])
+    ids = template("qwen").prompt([{"role": "user", "content": everything[:-2]}])
+    assert everything[:-2] in template("qwen").tokens.decode(ids)
 
 
 @pytest.mark.parametrize("role", ["user", "tool"])

@@ -35,10 +35,11 @@ class _Unreadable(ValueError):
 
 def read_calls(text: str, form: CallFormat) -> Spoken:
     """What `text` says and which tools it calls, in the format `form`."""
+    calls: list[Call] = []
     try:
-        return _READERS[form](text)
+        return Spoken(_READERS[form](text, calls).strip(), tuple(calls))
     except _Unreadable as error:
-        return Spoken(text.strip(), problem=str(error))
+        return Spoken(text.strip(), tuple(calls), str(error))
 
 
 def find_format(rendered: str, name: str) -> CallFormat | None:
@@ -52,85 +53,125 @@ def find_format(rendered: str, name: str) -> CallFormat | None:
     return None
 
 
-_TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+# Each reader adds the calls to a list and returns the rest of the text. What stands in a string of JSON is no tag.
+
+_CLOSE = "</tool_call>"
 
 
-def _hermes(text: str) -> Spoken:
-    calls = tuple(_call(_json(found[1])) for found in _TAGGED.finditer(text))
-    content = _TAGGED.sub("", text)
-    if "<tool_call>" in content:
-        return Spoken(content.partition("<tool_call>")[0].strip(), calls, OPEN)
-    return Spoken(content.strip(), calls)
+def _hermes(text: str, calls: list[Call]) -> str:
+    content, tag, rest = text.partition("<tool_call>")
+    while tag:
+        value, rest = _json(rest)
+        rest = rest.lstrip()
+        if not rest.startswith(_CLOSE):
+            raise _Unreadable(OPEN if _CLOSE.startswith(rest) else f"a tool call goes on with {rest[:40]!r}")
+        calls.append(_call(value))
+        said, tag, rest = rest.removeprefix(_CLOSE).partition("<tool_call>")
+        content += said
+    return content
 
 
 _PYTHON = "<|python_tag|>"
+_ARGUMENTS = ("arguments", "parameters")
 
 
-def _llama(text: str) -> Spoken:
-    body = text.strip().removeprefix(_PYTHON).lstrip()
-    if not body.startswith("{"):
-        return Spoken(text.strip())
-    calls: list[Call] = []
-    decoder = json.JSONDecoder()
-    while body:
+def _llama(text: str, calls: list[Call]) -> str:
+    rest = text.strip().removeprefix(_PYTHON).lstrip()
+    # What is no call, such as code in braces, is an answer; what began as one is a broken call.
+    begun = re.match(r'\{\s*"(name|type)"', rest)
+    values = []
+    while rest.startswith("{"):
         try:
-            data, end = decoder.raw_decode(body)
-        except ValueError as error:
-            # What is no call, such as code in braces, is an answer; what began as one is a broken call.
-            if not re.match(r'\{\s*"(name|type)"', body):
-                return Spoken(text.strip())
-            return Spoken("", tuple(calls), OPEN if _unfinished(body) else f"a tool call is not JSON: {error}")
-        if not calls and not (isinstance(data, dict) and isinstance(data.get("name"), str)):
-            return Spoken(text.strip())
-        calls.append(_call(data))
-        body = body[end:].lstrip().lstrip(";").lstrip()
-    return Spoken("", tuple(calls))
+            value, rest = _json(rest)
+        except _Unreadable:
+            if begun is None:
+                break
+            raise
+        values.append(value)
+        rest = rest.lstrip().lstrip(";").lstrip()
+    if rest or not (values and _calls_a_tool(values[0])):
+        return text
+    calls += map(_call, values)
+    return ""
+
+
+def _calls_a_tool(data: Any) -> bool:
+    """Whether an answer in JSON is a call: with arguments, or a name and nothing that calls do not have."""
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        return False
+    return any(key in data for key in _ARGUMENTS) or set(data) <= {"name", "type", "id"}
 
 
 _NAMED = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\])?\s*(?=\{)")
 
 
-def _mistral(text: str) -> Spoken:
-    content, *parts = text.split("[TOOL_CALLS]")
-    calls: list[Call] = []
-    for part in parts:
-        body = part.strip()
-        if body.startswith("["):
-            if _unfinished(body):
-                return Spoken(content.strip(), tuple(calls), OPEN)
-            calls += map(_call, _json(body))
-            continue
-        named = _NAMED.match(body)
-        if named is None or _unfinished(body[named.end() :]):
-            return Spoken(content.strip(), tuple(calls), OPEN)
-        calls.append(_call({"name": named[1], "arguments": _json(body[named.end() :])}))
-    return Spoken(content.strip(), tuple(calls))
+def _mistral(text: str, calls: list[Call]) -> str:
+    content, tag, rest = text.partition("[TOOL_CALLS]")
+    while tag:
+        if (named := _NAMED.match(rest)) is not None:
+            args, rest = _json(rest[named.end() :])
+            calls.append(_call({"name": named[1], "arguments": args}))
+        elif rest.lstrip().startswith(("[", "{")):
+            listed, rest = _json(rest)
+            calls += map(_call, listed if isinstance(listed, list) else [listed])
+        else:
+            raise _Unreadable(OPEN)
+        said, tag, rest = rest.partition("[TOOL_CALLS]")
+        if said.strip():
+            raise _Unreadable(f"a tool call goes on with {said.strip()[:40]!r}")
+    return content
 
 
-_READERS: Mapping[CallFormat, Callable[[str], Spoken]] = {"hermes": _hermes, "llama": _llama, "mistral": _mistral}
+_READERS: Mapping[CallFormat, Callable[[str, list[Call]], str]] = {
+    "hermes": _hermes,
+    "llama": _llama,
+    "mistral": _mistral,
+}
 
 
 def _call(data: Any) -> Call:
     if not isinstance(data, dict) or not isinstance(data.get("name"), str):
         raise _Unreadable(f"a tool call names no tool: {json.dumps(data, ensure_ascii=False)[:80]}")
-    args = data.get("arguments", data.get("parameters", {}))
-    args = _json(args) if isinstance(args, str) else args
+    args: Any = next((data[key] for key in _ARGUMENTS if key in data), {})
+    if isinstance(args, str):
+        args = _whole(args)
     if not isinstance(args, dict):
         raise _Unreadable(f"the arguments of {data['name']!r} are no JSON object: {args!r}")
     return Call(data["name"], args)
 
 
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise _Unreadable(f"a tool call is not JSON: {error}") from error
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
-def _unfinished(text: str) -> bool:
-    """Whether `text` could become JSON if it went on: it breaks off at its end, not before."""
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
+def _json(text: str) -> tuple[Any, str]:
+    """The JSON with which `text` begins, and what follows it."""
+    text = text.lstrip()
     try:
-        json.loads(text)
+        value, end = _DECODER.raw_decode(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except json.JSONDecodeError as error:
-        return error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-    return False
+        raise _Unreadable(OPEN if _unfinished(text, error) else f"a tool call is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise _Unreadable(f"a tool call is not JSON: {error}") from error
+    return value, text[end:]
+
+
+def _whole(text: str) -> Any:
+    """The JSON that `text` is; `text` itself if it is none."""
+    try:
+        value, rest = _json(text)
+    except _Unreadable:
+        return text
+    return text if rest.strip() else value
+
+
+def _unfinished(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether `text` could become JSON if it went on: it breaks off at its end, not before."""
+    rest = text[error.pos :].rstrip()
+    if error.msg.startswith("Unterminated string") or re.fullmatch("u[0-9a-fA-F]{0,4}|[.eE][-+]?", rest):
+        return True
+    return any(word.startswith(rest) for word in ("true", "false", "null", "-"))

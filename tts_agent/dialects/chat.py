@@ -35,7 +35,10 @@ class ChatDialect:
     ) -> None:
         self.engine = engine
         self._tools = tuple(str(convert_to_openai_tool(tool)["function"]["name"]) for tool in tools)
-        self._sampling = replace(sampling or Sampling(max_tokens=1024), stop_ids=(END,))
+        drawn = sampling or Sampling(max_tokens=1024)
+        if drawn.stop_ids:
+            raise ConfigError(f"a chat model knows no stop tokens {drawn.stop_ids!r}; leave stop_ids empty")
+        self._sampling = replace(drawn, stop_ids=(END,))
 
     def request(self, messages: Sequence[AnyMessage], last: Decided | None) -> Request | Answer:
         newest = check_news(messages)
@@ -52,8 +55,8 @@ class ChatDialect:
 
     def _read(self, parent: Thought | None, text: str) -> Reading:
         turn = Turn.read(text, form="hermes", thinking=False, tools=self._tools)
-        if turn.empty or turn.problem:
-            return Reading("invalid", turn.to_json(), reason=turn.problem or "the message says nothing")
+        if problem := turn.problem or turn.silent:
+            return Reading("invalid", turn.to_json(), reason=problem)
         return Reading("complete", turn.to_json(), turn.key or text)
 
     def decide(self, thought: Thought) -> AIMessage:

@@ -33,8 +33,9 @@ class TemplateDialect:
 
     A thought is a whole turn of the model: what it says and the `tools` it calls. With `thought_end`, texts such as
     a newline, a turn is made of several thoughts, at most `max_thoughts` of at most `thought_tokens` each: a thought
-    ends with the token in which such a text ends, and that token stays whole. `sampling` says how turns are drawn;
-    its `max_tokens` bounds a turn. A turn whose tool calls cannot be carried out is invalid.
+    ends with the token in which such a text ends, and that token stays whole. `sampling` says how turns are drawn; its
+    `max_tokens` bounds one that is drawn at once, and where it stops, a turn ends. A turn that says nothing, or whose
+    tool calls cannot be carried out, is invalid.
 
     What is new in a conversation is put after the ids that the run has computed; the history is not rendered again
     and the model's own ids are kept. Where others changed the history (a summary, an edited call) the conversation is
@@ -71,12 +72,13 @@ class TemplateDialect:
         self._tools = tuple(str(schema["function"]["name"]) for schema in schemas)
         self._form = (calls or self._find_calls(folder)) if schemas else None
         own = () if self.template.end_id is None else (self.template.end_id,)
-        self.end_ids = tuple(dict.fromkeys((*ends, *own)))
+        drawn = sampling or Sampling(max_tokens=1024)
+        self.end_ids = tuple(dict.fromkeys((*ends, *own, *drawn.stop_ids)))
         """Tokens that end a turn."""
-        self._turn = replace(sampling or Sampling(max_tokens=1024), stop_ids=self.end_ids)
+        self._turn = replace(drawn, stop_ids=self.end_ids)
         self._thought = replace(
             self._turn,
-            stop_texts=tuple(thought_end),
+            stop_texts=tuple(dict.fromkeys((*drawn.stop_texts, *thought_end))),
             max_tokens=self._turn.max_tokens if thought_tokens is None else thought_tokens,
         )
         self._whole = not thought_end
@@ -101,14 +103,15 @@ class TemplateDialect:
                 f"the chat template in {str(folder)!r} does not tell the model of the tool {missing[0]!r}; use a model "
                 "whose template knows tools, or describe them in a system message and pass none"
             )
-        written, _ = template.text([HELLO, CALLED], generation=False)
-        form = find_format(written, name)
+        written = template.text([HELLO, CALLED], generation=False)
+        form = find_format(written[0], name)
         if form is None:
             raise ConfigError(
                 f"the chat template in {str(folder)!r} writes tool calls in a format that is not known; set calls= to "
                 f"one of {', '.join(FORMATS)}, or pass no tools"
             )
-        template.after([RESULT], generation=True)  # raises if it takes no results
+        answered = template.after([RESULT], generation=True)  # raises if it takes no results
+        template.check_special(written, answered)
         return form
 
     # --- the protocol
@@ -122,7 +125,7 @@ class TemplateDialect:
             root = Prefix(self.template.prompt(said))
         answers = messages[newest + 1 :] if newest >= 0 else []
         observations = tuple(Observation(seen.text, False) for seen in answers if isinstance(seen, ToolMessage))
-        return Request(self._task(root, history), observations, "first" if self._whole else "path")
+        return Request(self._task(root, history), observations)
 
     def _is_told(self, before: Sequence[ChatMessage], decision: AnyMessage, thought: Thought) -> bool:
         """Whether `decision` is what `thought` decided, after the very messages that it was made for."""
@@ -144,16 +147,19 @@ class TemplateDialect:
             read=read,
             end_ids=frozenset(self.end_ids),
             max_depth=self._max_thoughts,
+            decision="thought" if self._whole else "answer",
         )
 
     def _read(self, said: str, parent: int, history: str) -> Reading:
         turn = Turn.read(said, form=self._form, thinking=self.template.thinking, tools=self._tools)
         action = {**turn.to_json(), "history": history, "said": said}
-        if turn.empty and self._whole:
-            return Reading("invalid", action, reason="the turn says nothing")
-        if turn.problem and not (turn.broken_off and not self._whole):
-            return Reading("invalid", action, reason=turn.problem)
-        return Reading("open", action, (turn.key if self._whole else "") or f"{parent}:{said}")
+        problem = turn.problem or turn.silent
+        ended = self._whole or any(text in said for text in self._turn.stop_texts)
+        if problem and (ended or not (turn.broken_off or turn.silent)):
+            return Reading("invalid", action, reason=problem)
+        key = (turn.key if self._whole else "") or f"{parent}:{said}"
+        # A turn that has to go on says why.
+        return Reading("complete" if ended else "open", action, key, problem)
 
     def decide(self, thought: Thought) -> AIMessage:
         action = thought.action

@@ -10,7 +10,7 @@ from tts_agent.dialects.messages import ChatMessage
 from tts_agent.dialects.template import HELLO, Template
 from tts_agent.errors import ConfigError
 
-Subject = Literal["history", "reasoning", "end", "tools"]
+Subject = Literal["history", "reasoning", "end", "tools", "date"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ def examine(template: Template, *, end_ids: Sequence[int], form: CallFormat | No
     found = [*_ends(template, end_ids), *_history(template)]
     if template.thinking:
         found.append(Finding("reasoning", "the prompt opens the reasoning; the model only closes it"))
+    if template.renderer.dated:
+        found.append(Finding("date", "the template may write the date; today= says which"))
     if template.tools:
         found.append(Finding("tools", f"tool calls are written in the format {form!r}"))
     return tuple(found)

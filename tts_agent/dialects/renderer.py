@@ -17,7 +17,7 @@ from tts_agent.errors import ConfigError, ModelError
 Chat = Sequence[Mapping[str, Any]]
 """Messages as templates read them: `role`, `content`, and what else a role has (`tool_calls`, `tool_call_id`)."""
 
-FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 """What the code of a template may raise."""
 
 
@@ -52,6 +52,8 @@ class Renderer:
                 ) from error
         self.special = {name: text for name, value in config.items() if (text := _special(name, value)) is not None}
         """Special tokens by the names that templates know them by, such as `bos_token`."""
+        self.dated = any("strftime_now" in source for source in self.sources.values())
+        """Whether a template asks for the date."""
         self._variables = {**self.special, **(variables or {})}
 
     def render(self, chat: Chat, *, tools: Sequence[Mapping[str, Any]] = (), generation: bool) -> str:
@@ -127,19 +129,31 @@ def _special(name: str, value: Any) -> str | None:
 
 
 def read_templates(folder: Path) -> dict[str, str]:
-    """The folder's chat templates by name, `default` among them; empty if it has none."""
+    """The folder's chat templates by name, `default` among them; empty if it has none.
+
+    Raises `ModelError` if they cannot be read.
+    """
     file = folder / "chat_template.jinja"
     if file.is_file():
         more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
         files = {"default": file} | {path.stem: path for path in more}
-        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+        try:
+            return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+        except ValueError as error:
+            raise ModelError(f"{str(file)!r} is no text in UTF-8: {error}; copy the file again") from error
     found = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(found, str):
         return {"default": found}
-    if isinstance(found, list) and found:
+    if not found:
+        return {}
+    try:
         sources = {str(entry["name"]): str(entry["template"]) for entry in found}
-        return {"default": next(iter(sources.values())), **sources}
-    return {}
+    except (TypeError, KeyError) as error:
+        raise ModelError(
+            f"model folder {str(folder)!r}: 'chat_template' in tokenizer_config.json is neither a text nor a list of "
+            "names and templates; copy the file again"
+        ) from error
+    return {"default": next(iter(sources.values())), **sources}
 
 
 def read_json(path: Path) -> dict[str, Any]:

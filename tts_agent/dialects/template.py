@@ -17,7 +17,7 @@ from tts_agent.errors import ConfigError, ModelError
 HELLO: ChatMessage = {"role": "user", "content": "Hello"}
 """Stands for the history that an extension does not render."""
 
-_SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>|<｜[^<>]{1,40}｜>|<(?:start|end)_of_\w+>")
+_SPECIAL = re.compile(r"""<\|[^<>|\s\\"]{1,40}\|>|<｜[^<>\s\\"]{1,40}｜>|<(?:start|end)_of_\w+>""")
 """What is written like a special token by templates."""
 
 
@@ -39,20 +39,21 @@ class Template:
         variables: Mapping[str, Any] | None = None,
     ) -> None:
         self.tools = list(tools)
+        self._folder = folder
         self._end_ids = frozenset(end_ids)
         self.tokens = Tokens(folder)
         self.renderer = Renderer(folder, today=today, variables=variables)
         self._signature = json.dumps([self.tools, dict(variables or {}), str(today)], sort_keys=True, default=str)
         try:
-            beginning, _ = self.text([HELLO], generation=True)
-            ending, _ = self.after([], generation=False)
+            beginning = self.text([HELLO], generation=True)
+            ending = self.after([], generation=False)
         except ConfigError as error:
             raise ModelError(str(error)) from error
-        self.thinking = any(beginning.rstrip().endswith(begin) for begin, _ in THINKING)
+        self.thinking = any(beginning[0].rstrip().endswith(begin) for begin, _ in THINKING)
         """Whether the prompt opens the model's reasoning, so that the model does not."""
         self.thinks = any(end in source for source in self.renderer.sources.values() for _, end in THINKING)
         """Whether the template knows of reasoning."""
-        self._check_special(folder, beginning + ending)
+        self.check_special(beginning, ending)
         self.closing = self._encode_after([], generation=False)
         """Ids that end a turn of the model in mid-turn; with an end token first, if the template has one."""
         ends = bool(self.closing) and self.closing[0] in self.tokens.special.values()
@@ -120,11 +121,14 @@ class Template:
 
     # --- checks
 
-    def _check_special(self, folder: str | Path, rendered: str) -> None:
-        used = set(_SPECIAL.findall(rendered)) | {text for text in self.renderer.special.values() if text in rendered}
-        known = self.tokens.vocabulary()
-        if missing := sorted(text for text in used if text and text not in known):
+    def check_special(self, *rendered: tuple[str, str]) -> None:
+        """Raise `ModelError` if a text, with its mark, has a special token that the tokenizer does not know as one."""
+        written = "".join(text.replace(mark, "") for text, mark in rendered)
+        used = set(_SPECIAL.findall(written)) | {text for text in self.renderer.special.values() if text in written}
+        quoted = _SPECIAL.findall(json.dumps(self.tools, ensure_ascii=False))  # what tools say of others' tokens
+        known = {"", *quoted, *self.tokens.vocabulary()}
+        if missing := sorted(used - known):
             raise ModelError(
-                f"model folder {str(folder)!r}: its chat template writes {missing!r}, which its tokenizer does not "
-                "have as one token; the tokenizer and the template belong to different models"
+                f"model folder {str(self._folder)!r}: its chat template writes {missing!r}, which its tokenizer does "
+                "not have as one token; the tokenizer and the template belong to different models"
             )

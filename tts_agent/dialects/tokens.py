@@ -8,10 +8,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from tts_agent.dialects.renderer import read_json
-from tts_agent.errors import ModelError
+from tts_agent.errors import ConfigError, ModelError
 
 _TAG = re.compile(r"[<\[].+[>\]]", re.DOTALL)
-_MARKS = tuple(map(chr, range(0xE000, 0xF8FF)))  # Unicode's private use: no text means anything by them
+_MARKS = tuple(map(chr, range(0xE000, 0xF900)))  # Unicode's private use: no text means anything by them
+_HALF = re.compile("[\ud800-\udfff]")  # halves of surrogate pairs, which no tokenizer takes
 
 
 class Tokens:
@@ -24,10 +25,13 @@ class Tokens:
 
     def __init__(self, folder: str | Path) -> None:
         path = Path(folder) / "tokenizer.json"
-        # NOTE: tokenizers reports a broken file as a bare Exception, so it is checked to be JSON first.
+        # NOTE: tokenizers reports a broken file as a bare Exception.
         if not isinstance(read_json(path).get("model"), dict):
             raise ModelError(f"{str(path)!r} describes no tokenizer; save the model's fast tokenizer there")
-        self._tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise ModelError(f"{str(path)!r} cannot be read: {error}; copy the file again") from error
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = {token.content: number for number, token in added.items() if token.special}
         """Ids of special tokens by text."""
@@ -39,10 +43,12 @@ class Tokens:
         self._anchored = len(self._ids(self._anchor))
 
     def unused(self, values: Any) -> tuple[str, str]:
-        """Two characters that occur nowhere in `values`, plain JSON."""
+        """Two characters that occur nowhere in `values`, plain JSON. Raises `ConfigError` if there are not two."""
         used = set("".join(_strings(values)))
-        free = (mark for mark in _MARKS if mark not in used)
-        return next(free), next(free)
+        free = [mark for mark in _MARKS if mark not in used][:2]
+        if len(free) < 2:
+            raise ConfigError("the messages use all of Unicode's private characters (U+E000 to U+F8FF); leave some out")
+        return free[0], free[1]
 
     def guarded(self, value: Any, mark: str, *, foreign: bool) -> Any:
         """`value`, plain JSON, with `mark` in every text that would be read as a special token.
@@ -51,13 +57,15 @@ class Tokens:
         the tokenizer knows as one token, such as `</tool_response>`.
         """
         if isinstance(value, str):
+            if _HALF.search(value):
+                value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             pattern = self._in_foreign_text if foreign else self._in_own_text
             while pattern is not None and pattern.search(value):
                 value = pattern.sub(lambda found: found[0][0] + mark + found[0][1:], value)
             return value
         if isinstance(value, Mapping):
-            # Keys are read by the template, so only values are marked.
-            return {key: self.guarded(item, mark, foreign=foreign) for key, item in value.items()}
+            # The keys that templates look for have nothing to be marked; those of arguments may.
+            return dict([self.guarded(part, mark, foreign=foreign) for part in pair] for pair in value.items())
         if isinstance(value, Sequence):
             return [self.guarded(item, mark, foreign=foreign) for item in value]
         return value

@@ -43,8 +43,11 @@ class Turn:
         return self.problem == OPEN
 
     @property
-    def empty(self) -> bool:
-        return not (self.content or self.reasoning or self.calls or self.problem)
+    def silent(self) -> str:
+        """Why the turn tells nobody anything; empty if it does."""
+        if self.content or self.calls or self.problem:
+            return ""
+        return "the turn reasons and says nothing" if self.reasoning else "the turn says nothing"
 
     @property
     def key(self) -> str:
@@ -71,7 +74,7 @@ def _split(text: str, thinking: bool) -> tuple[str, str, bool]:
     for begin, end in THINKING:
         opened = text.lstrip().startswith(begin)
         before, found, after = text.partition(end)
-        if found and (opened or thinking or begin not in before):
+        if found and (opened or thinking):
             return before.strip().removeprefix(begin).strip("\n"), after, True
         if opened:
             return text.lstrip().removeprefix(begin).strip("\n"), "", False
