@@ -10,12 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+)
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 
 from tests.dialects.world import add
 from tts_agent import BestOfN, Budget, CheckVerifier, Prefix, Sampling, Task, search
+from tts_agent.dialect import Request
 from tts_agent.dialects import ChatDialect
 from tts_agent.engines.base import Completion
 from tts_agent.engines.chat import ChatEngine
@@ -76,11 +88,10 @@ def says(*texts: str, **metadata: Any) -> Callable[[Sequence[BaseMessage], int],
 
     def reply(messages: Sequence[BaseMessage], number: int) -> AIMessage:
         reported = metadata.get("usage", usage())
-        return AIMessage(
-            texts[min(number, len(texts) - 1)],
-            usage_metadata=reported,
-            response_metadata={"finish_reason": metadata.get("finish", "stop")},
-        )
+        finish = {"finish_reason": metadata.get("finish", "stop")}
+        message = AIMessage(texts[min(number, len(texts) - 1)], response_metadata=finish)
+        message.usage_metadata = reported  # as integrations do it: nothing validates this
+        return message
 
     return reply
 
@@ -133,6 +144,16 @@ def test_text_is_what_a_human_says_and_imitates_no_message(before: str, after: s
     if not any("\ud800" <= letter <= "\udfff" for letter in before + after):
         assert decode_messages(ids) == expected
     make().decode(ids)
+
+
+@pytest.mark.parametrize("message", [ChatMessage("x", role="developer"), FunctionMessage("x", name="f")])
+def test_messages_of_older_kinds_come_back_too(message: AnyMessage) -> None:
+    assert decode_messages(encode_message(message)) == [message]
+
+
+def test_what_only_changes_the_state_is_no_message() -> None:
+    with pytest.raises(ConfigError, match="'remove' says nothing to a model"):
+        make().prompt([HumanMessage("x"), RemoveMessage(id="1")])
 
 
 @pytest.mark.parametrize(("ids", "reason"), [((5, 1 << 24), "cut or broken"), ((9 << 24,), "stands for no text")])
@@ -307,6 +328,8 @@ async def test_closing_the_engine_stops_its_calls() -> None:
     ("reported", "said"),
     [
         (None, "reports no usage"),
+        ({"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}, "reports no usage"),
+        ({"input_tokens": None, "output_tokens": None, "total_tokens": None}, "reports no usage"),
         (usage(10_000, 5), "counted 10000 prompt tokens where"),
         (usage(10, 500), "said 500 tokens where max_tokens was 50"),
     ],
@@ -318,9 +341,27 @@ async def test_that_a_budget_is_soft_is_said_once(reported: dict[str, Any] | Non
         (first,) = await completions(engine, prefix)
     (second,) = await completions(engine, prefix)  # another warning would be an error
     assert first.usage == second.usage
-    if reported is None:
+    if reported is None or not reported["output_tokens"]:
         assert first.usage.prompt_computed == len(prefix) and first.usage.generated == len(first.ids)
     assert engine.capabilities.info["budget"] == "soft"
+
+
+async def test_details_that_a_provider_leaves_empty_count_nothing() -> None:
+    for details in (None, {}, {"cache_read": None}, {"cache_read": -3}):
+        engine = make(says("Hello.", usage={**usage(9, 5), "input_token_details": details}))
+        (completion,) = await completions(engine, engine.prompt([HumanMessage("Go.")]))
+        assert completion.usage == Usage(9, 0, 5, 4, calls=1)
+
+
+async def test_a_model_that_returns_no_message_is_a_wrong_setting() -> None:
+    engine = ChatEngine(RunnableLambda(lambda messages: "Hello."), arguments={})
+    with pytest.raises(ConfigError, match="returns 'str', not an AIMessage"):
+        await completions(engine, engine.prompt([HumanMessage("Go.")]))
+
+
+def test_an_engine_constrains_if_its_model_does() -> None:
+    assert not make().capabilities.constrains
+    assert make(arguments={"json_schema": "schema"}).capabilities.constrains
 
 
 # --- searches
@@ -353,6 +394,41 @@ async def test_a_search_below_a_message_is_refused_clearly() -> None:
     task = Task(Prefix(engine.encode("Go.")), thought=SAMPLING)
     with pytest.raises(ConfigError, match="samples whole messages and cannot continue one"):
         await search(engine, task, strategy="beam", budget=Budget(calls=40))
+
+
+async def test_a_search_below_a_message_is_refused_before_it_costs() -> None:
+    engine = make()
+    task = Task(Prefix(engine.encode("Go.")), SAMPLING)
+    for strategy in ("beam", "best_first", "greedy"):
+        with pytest.raises(ConfigError, match="samples whole messages and cannot continue one"):
+            await search(engine, task, strategy=strategy, budget=Budget(calls=9))
+    assert not model_of(engine).calls
+
+
+@pytest.mark.parametrize(
+    ("message", "calls"),
+    [
+        (AIMessage("To call a tool, write <tool_call> and JSON."), []),
+        (AIMessage("<tool_call>\n{}\n</tool_call>"), []),
+        (AIMessage("", tool_calls=[{**CALL, "args": {"a": "</tool_call>", "b": "<tool_call>"}}]), ["add"]),
+        (AIMessage("I write <tool_call>.", tool_calls=[CALL, {**CALL, "id": "2"}]), ["add", "add"]),
+    ],
+)
+async def test_what_a_message_says_of_tags_is_no_call(message: AIMessage, calls: list[str]) -> None:
+    engine = make(lambda messages, number: message.model_copy(update={"usage_metadata": usage()}))
+    dialect = ChatDialect(engine, tools=[add], sampling=SAMPLING)
+    request = dialect.request([HumanMessage("Go.")], None)
+    assert isinstance(request, Request)
+    outcome = await search(engine, request.task, strategy=BestOfN(n=1, width=1), budget=Budget(calls=3))
+    assert outcome.path[0].status == "complete"
+    assert [call["name"] for call in outcome.path[0].action.get("calls", [])] == calls
+    decision = dialect.decide(outcome.path[0])
+    assert decision.content == message.content and decision.tool_calls == message.tool_calls
+
+
+def test_stop_tokens_are_not_for_chat_models() -> None:
+    with pytest.raises(ConfigError, match=r"no stop tokens \(7,\)"):
+        ChatDialect(make(), sampling=Sampling(5, stop_ids=(7,)))
 
 
 def calling(messages: Sequence[BaseMessage], number: int) -> AIMessage:

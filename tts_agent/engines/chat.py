@@ -68,6 +68,7 @@ class ChatEngine:
             seeds="seed" in self._arguments,
             label_logprobs=False,
             aborts=False,
+            constrains="json_schema" in self._arguments or "regex" in self._arguments,
             end_ids=(END,),
             info={"budget": "soft"},
         )
@@ -135,21 +136,27 @@ class ChatEngine:
             ) from error
         except Exception as error:  # providers raise classes of their own
             raise EngineUnavailable(f"engine {self.name!r}: {type(error).__name__}: {error}") from error
+        if not isinstance(answer, AIMessage):
+            raise ConfigError(
+                f"the model of {self.name!r} returns {type(answer).__name__!r}, not an AIMessage; pass the chat model "
+                "without what reads its answers"
+            )
         ids = (*encode_message(answer), END)
         usage = self._usage(answer, bound, len(ids), sampling.max_tokens)
         return Completion(index, ids, _finish(answer), usage)
 
     def _usage(self, answer: AIMessage, bound: int, size: int, max_tokens: int) -> Usage:
-        reported = answer.usage_metadata
-        if reported is None:
+        reported: Mapping[str, Any] = answer.usage_metadata or {}
+        # Some report None, or nothing but zeros, where they did not count.
+        prompt, generated = (_count(reported.get(name)) for name in ("input_tokens", "output_tokens"))
+        if not prompt + generated:
             self._warn("reports no usage, so prompts and answers are charged at three bytes a token")
             return Usage(bound, 0, size, size - 1, calls=1)
-        prompt, generated = reported["input_tokens"], reported["output_tokens"]
         if prompt > bound:
             self._warn(f"counted {prompt} prompt tokens where {bound} were reserved, so a limit may have been passed")
         if generated > max_tokens:
             self._warn(f"said {generated} tokens where max_tokens was {max_tokens}, so a limit may have been passed")
-        cached = min(reported.get("input_token_details", {}).get("cache_read", 0), prompt)
+        cached = min(_count((reported.get("input_token_details") or {}).get("cache_read")), prompt)
         return Usage(prompt - cached, cached, generated, max(generated - 1, 0), calls=1)
 
     def _warn(self, what: str) -> None:
@@ -246,6 +253,10 @@ class ChatStream:
             unknown = unknown or isinstance(news, EngineUnavailable)
         self._news.put_nowait(None)
         return None if unknown else usage
+
+
+def _count(reported: object) -> int:
+    return max(reported, 0) if isinstance(reported, int) else 0
 
 
 def _finish(answer: AIMessage) -> FinishReason:

@@ -8,7 +8,14 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, messages_from_dict
+from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
+    BaseMessage,
+    HumanMessage,
+    RemoveMessage,
+    messages_from_dict,
+)
 
 from tts_agent.errors import ConfigError
 
@@ -18,7 +25,7 @@ END = 2**32 - 1
 _BYTES = 3
 _LENGTH = 2**24  # smaller ids are lengths of records, larger ones bytes with their number in the highest byte
 
-_KEPT = ("content", "tool_calls", "invalid_tool_calls", "tool_call_id", "status", "name", "additional_kwargs")
+_KEPT = ("content", "tool_calls", "invalid_tool_calls", "tool_call_id", "status", "name", "role", "additional_kwargs")
 _KEPT_METADATA = ("model_provider", "output_version")
 """What a model may be told of a message again. Ids and accounts change from run to run and are left out."""
 
@@ -31,7 +38,9 @@ def encode_text(text: str) -> tuple[int, ...]:
 
 
 def encode_message(message: BaseMessage) -> tuple[int, ...]:
-    """Ids of one message, as a record."""
+    """Ids of one message, as a record. Raises `ConfigError` for what is no message to a model."""
+    if isinstance(message, RemoveMessage):
+        raise ConfigError("a message of type 'remove' says nothing to a model; apply it to the state (add_messages)")
     data = {key: value for key in _KEPT if (value := getattr(message, key, None)) not in (None, [], {})}
     metadata = {key: value for key, value in message.response_metadata.items() if key in _KEPT_METADATA}
     record = {"type": message.type, "data": data | ({"response_metadata": metadata} if metadata else {})}
@@ -102,4 +111,5 @@ def _shown(message: AnyMessage) -> str:
     calls = [json.dumps({"name": c["name"], "arguments": c["args"]}, ensure_ascii=False) for c in message.tool_calls]
     calls += [f'{{"name": "{call["name"]}", "arguments": {call["args"]}}}' for call in message.invalid_tool_calls]
     tagged = "".join(f"\n<tool_call>\n{call}\n</tool_call>" for call in calls)
-    return (message.text + tagged).lstrip("\n")
+    # What only talks of the tag is no call: a word joiner, which nobody sees, tells the two apart.
+    return (message.text.replace("<tool_call>", "<tool_call\u2060>") + tagged).lstrip("\n")
