@@ -1,11 +1,13 @@
 """What is said about model folders before they are used."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from tests import models
 from tts_agent.cli import main
@@ -56,7 +58,7 @@ def test_a_diagnosis_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "served (LlamaForCausalLM)" in text
     assert "MiB for 1,000 cached tokens" in text
-    assert "does not tell the model of the tool" in text
+    assert "  tools        no\n" in text and "does not tell the model of the tool" in text
     assert "17 computed, 263 cached" in text
 
 
@@ -64,6 +66,20 @@ def test_a_model_without_a_chat_template_is_served_all_the_same(capsys: pytest.C
     data = examined(model_folder(), capsys)
     assert data["supported"] and not data["tools"]
     assert "no chat template" in str(data["note"])
+
+
+def test_a_template_that_writes_the_date_is_served(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}" + models.INST)
+    assert main(["doctor", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert "  date         the template may write the date; today= says which\n" in text
+
+
+def test_the_probe_fits_into_a_short_context(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(folder / "config.json", max_position_embeddings=40)
+    data = examined(folder, capsys)
+    assert data["supported"] and data["context"] == 40
+    assert isinstance(data["first"], dict) and data["first"]["prompt"] == 8
 
 
 def missing(folder: Path) -> None:
@@ -88,6 +104,30 @@ def foreign_template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(models.CHATML_KEEPS)
 
 
+def foreign_bytes(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{{ messages }}")
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+
+
+def short_context(folder: Path) -> None:
+    change(folder / "config.json", max_position_embeddings=16)
+
+
+def small_matrix(folder: Path) -> None:
+    """The template writes a token that was added to the tokenizer and not to the model."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<|new|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(models.INST.replace("'[INST] '", "'<|new|>[INST] '"))
+
+
+def change(path: Path, **entries: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -96,6 +136,10 @@ def foreign_template(folder: Path) -> None:
         (alibi, "model folder"),
         (failing_template, "chat template"),
         (foreign_template, "which its tokenizer does not have as one token"),
+        (foreign_bytes, "is no text in UTF-8"),
+        (no_tokenizer, "tokenizer.json' cannot be read"),
+        (short_context, "a context of 16 tokens is too short"),
+        (small_matrix, "what its chat template writes: token id .* is not in the vocabulary"),
     ],
 )
 def test_a_folder_that_cannot_be_served_is_refused_with_the_reason(
@@ -103,6 +147,6 @@ def test_a_folder_that_cannot_be_served_is_refused_with_the_reason(
 ) -> None:
     damage(folder)
     data = examined(folder, capsys)
-    assert reason in str(data["problem"])
+    assert re.search(reason, str(data["problem"]))
     assert main(["doctor", str(folder)]) == 1
     assert "cannot be served" in capsys.readouterr().out

@@ -1,22 +1,24 @@
 """Whether a model folder can be served here, and what to know before using it."""
 
 import asyncio
+import datetime
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
 from tts_agent.dialects import Finding, TemplateDialect
 from tts_agent.dialects.renderer import read_json, read_templates
+from tts_agent.dialects.template import HELLO
 from tts_agent.engines.base import Sampling
 from tts_agent.engines.embedded import EmbeddedEngine
-from tts_agent.errors import ConfigError, ModelError
+from tts_agent.errors import ConfigError, ModelError, PromptError
 from tts_agent.prefix import Prefix
 
 PROMPT_TOKENS = 256
-"""Length of the prompt of the sharing probe, where the context allows it."""
+"""Least length of the prompt of the sharing probe, where the context allows it."""
 
 SAMPLED, ADDED = 8, 16
 
@@ -78,8 +80,8 @@ class Diagnosis:
             f"  context      {self.context} tokens",
             f"  memory       {size:.2f} MiB for 1,000 cached tokens",
             f"  end tokens   {', '.join(map(repr, self.end_tokens)) or 'none'}",
-            f"  tools        {'yes' if self.tools else 'no'}",
         ]
+        lines += [] if self.tools else ["  tools        no"]
         lines += [f"  note         {self.note}"] if self.note else []
         lines += [f"  {finding.subject:<12} {finding.text}" for finding in self.findings]
         for name, served in (("first", self.first), ("second", self.second)):
@@ -98,6 +100,8 @@ async def diagnose(folder: str | Path) -> Diagnosis:
         return Diagnosis(str(folder), str(error))
     try:
         return await _examine(engine, path)
+    except PromptError as error:
+        return Diagnosis(str(folder), f"the model cannot read what its chat template writes: {error}")
     except ModelError as error:
         return Diagnosis(str(folder), str(error))
     finally:
@@ -108,7 +112,8 @@ async def _examine(engine: EmbeddedEngine, folder: Path) -> Diagnosis:
     capabilities = engine.capabilities
     dialect, note = _dialect(engine, folder)
     ends = capabilities.end_ids if dialect is None else dialect.end_ids
-    first, second = await _probe(engine)
+    hello = () if dialect is None else dialect.template.prompt([HELLO])
+    first, second = await _probe(engine, hello)
     problem = ""
     if second.cached < first.prompt:
         problem = (
@@ -121,7 +126,7 @@ async def _examine(engine: EmbeddedEngine, folder: Path) -> Diagnosis:
         architecture=", ".join(map(str, read_json(folder / "config.json").get("architectures") or ["unnamed"])),
         context=capabilities.context,
         bytes_per_1000_tokens=1000 * int(capabilities.info["token_bytes"]),
-        end_tokens=tuple(engine.decode([token]) for token in ends),
+        end_tokens=tuple(engine.decode([token]) or str(token) for token in ends),
         tools=dialect is not None and bool(dialect.template.tools),
         note=note,
         findings=() if dialect is None else dialect.findings,
@@ -134,23 +139,27 @@ def _dialect(engine: EmbeddedEngine, folder: Path) -> tuple[TemplateDialect | No
     """The folder's dialect, with tools if it takes them, and what there is to say if not. Raises `ModelError`."""
     if not (folder / "tokenizer_config.json").is_file() or not read_templates(folder):
         return None, "no chat template: for search() with prompts of your own, or with a Dialect of your own"
+    today = datetime.date.today()
     try:
-        return TemplateDialect(engine, folder, tools=[TOOL]), ""
+        return TemplateDialect(engine, folder, tools=[TOOL], today=today), ""
     except ModelError:
         raise
     except ConfigError as error:
-        return TemplateDialect(engine, folder), str(error)
+        return TemplateDialect(engine, folder, today=today), str(error)
 
 
-async def _probe(engine: EmbeddedEngine) -> tuple[Served, Served]:
-    """Serve a prompt, and then a longer one that begins with it and with what was said."""
-    context = engine.capabilities.context or PROMPT_TOKENS * 2
-    size = min(PROMPT_TOKENS, context // 2)
+async def _probe(engine: EmbeddedEngine, hello: Sequence[int]) -> tuple[Served, Served]:
+    """Serve a prompt that begins with `hello`, and then a longer one that begins with it and with what was said."""
+    capabilities = engine.capabilities
+    assert capabilities.context is not None
+    room = min(capabilities.context, int(capabilities.info["cache_tokens"])) - 2 * SAMPLED - ADDED
+    if room < 1:
+        raise ModelError(f"a context of {capabilities.context} tokens is too short for any use")
     words = engine.encode("The planner thinks before it acts. ") or (0,)
-    prompt = Prefix(tuple(islice(cycle(words), size)))
+    size = min(max(PROMPT_TOKENS, len(hello)), room)
+    prompt = Prefix(tuple(islice(chain(hello, cycle(words)), size)))
     first, said = await _serve(engine, prompt)
-    more = islice(cycle(words), min(ADDED, max(context - size - 2 * SAMPLED, 0)))
-    second, _ = await _serve(engine, prompt.extend(said).extend(more))
+    second, _ = await _serve(engine, prompt.extend(said).extend(islice(cycle(words), ADDED)))
     return first, second
 
 
