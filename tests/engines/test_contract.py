@@ -200,6 +200,30 @@ async def test_stop_ids_end_a_sample_and_are_kept(case: Case) -> None:
         assert (len(one.ids), one.finish) == (1, "length")
 
 
+async def test_a_stop_text_ends_a_sample_with_the_token_in_which_it_ends(case: Case) -> None:
+    async with serving(case.open()) as engine:
+        require(engine.capabilities.continues, "that it continues")
+        rng, spilt = random.Random(7), 0
+        for seed in range(6):
+            (full,) = await sampled(engine, case.prompt(14, seed), Sampling(max_tokens=16), [seed])
+            said = engine.decode(full.ids)
+            starts = [rng.randrange(len(said)) for _ in range(4)]
+            texts = [said[start : start + rng.randint(1, 5)] for start in starts]
+            for stops in ((texts[0],), (texts[1],), tuple(texts[2:])):
+                if "\ufffd" in "".join(stops):
+                    continue  # what is no character yet is no text to stop at
+                sampling = Sampling(max_tokens=16, stop_texts=stops)
+                (found,) = await sampled(engine, case.prompt(14, seed), sampling, [seed])
+                ends = (k for k in range(1, 17) if any(stop in engine.decode(full.ids[:k]) for stop in stops))
+                assert found.ids == full.ids[: next(ends)], (stops, said)
+                assert found.finish == "stop"
+                spilt += not engine.decode(found.ids).endswith(stops)
+            absent = Sampling(max_tokens=16, stop_texts=("\u2603\u2603",))
+            (whole,) = await sampled(engine, case.prompt(14, seed), absent, [seed])
+            assert (whole.ids, whole.finish) == (full.ids, "length")
+        assert spilt or case.name in ("scripted", "pocket"), "no stop text ended in the middle of a token"
+
+
 async def test_a_sample_depends_on_its_seed_alone(case: Case) -> None:
     async with serving(case.open()) as engine:
         require(engine.capabilities.seeds, "seeds")
@@ -229,6 +253,7 @@ async def test_a_label_is_scored_like_a_plain_forward(case: Case) -> None:
             ((a, b), (a, c)),  # labels with the same first token
             ((a, b, c, d), (a, b, d)),  # and with more in common
             ((a, b, c), (d, c)),  # and with nothing
+            ((a, b), (a, b, c)),  # one is the beginning of the other
         ]
         prefixes = [case.prompt(20), case.prompt(20).extend((a, b)), case.prompt(3, seed=2)]
         for labels in asked:
