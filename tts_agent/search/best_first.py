@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import exp
 from random import Random
 from typing import Any, ClassVar
 
@@ -22,21 +23,30 @@ from tts_agent.events import (
     Settled,
 )
 from tts_agent.search.base import UNVALUED, Allowance, best, valued
-from tts_agent.thought import ROOT, Expansion, Unit
+from tts_agent.thought import ROOT, Expansion, Thought, Unit
 from tts_agent.tree import ThoughtTree
+
+LEAST_UNSEEN = 1e-3
+"""However much of a thought's children has been seen, this share of its priority is left to it."""
+
+UNLIKELY = -14.0
+"""Log-probability below which a child is one of so many that it is not worth remembering (about 1 in a million)."""
 
 
 @dataclass(slots=True)
 class BestFirstState:
     tree: ThoughtTree
-    heap: list[tuple[float, int, int]] = field(default_factory=list)  # (-priority, thought, times it was grown)
+    heap: list[tuple[float, int]] = field(default_factory=list)  # (-priority, thought)
+    priority: dict[int, float] = field(default_factory=dict)  # of the thoughts that may be grown
     times: dict[int, int] = field(default_factory=dict)  # how often a thought was expanded
+    seen: dict[int, set[tuple[int, ...]]] = field(default_factory=dict)  # parent -> what its children say
+    covered: dict[int, float] = field(default_factory=dict)  # parent -> probability that a child says one of these
     pending: set[int] = field(default_factory=set)
     planned: int = 0
     judged: bool = True  # whether verdicts are to come
 
     def snapshot(self) -> Any:
-        return sorted(self.heap), self.times, sorted(self.pending)
+        return sorted(self.heap), self.times, self.covered, sorted(self.pending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,11 @@ class BestFirst:
     A thought's priority is its value, times `discount` for every time it was grown before: a promising parent whose
     children disappointed is sampled again instead of being given up, and a hopeless one is left for good reasons
     only (best-first search as in Koh et al. 2024, "Tree Search for Language Model Agents", with re-expansion).
+    With `unseen` it is also times the probability that another child is a new one: 1 less the model's probabilities
+    of the different children there are, at temperature 1. Where next thoughts are few, as in a game, this is what
+    keeps the search from paying for duplicates; where they are many, or the engine gives no log-probabilities, it
+    changes nothing.
+
     `discount=0` grows each thought once. The root's value is 1. `unvalued` stands for the value of a thought that no
     verdict and no parent gives one. `max_expansions` bounds the search without a budget.
     """
@@ -57,6 +72,7 @@ class BestFirst:
     discount: float = 0.5
     parallel: int = 1
     unvalued: float = UNVALUED
+    unseen: bool = True
     max_expansions: int | None = None
 
     def __post_init__(self) -> None:
@@ -80,11 +96,25 @@ class BestFirst:
 
     def _priority(self, state: BestFirstState, thought: int) -> float:
         value = 1.0 if thought == ROOT else state.tree.value(thought)
-        return valued(value, self.unvalued) * self.discount ** state.times.get(thought, 0)
+        priority = valued(value, self.unvalued) * self.discount ** state.times.get(thought, 0)
+        return priority * max(LEAST_UNSEEN, 1 - state.covered.get(thought, 0.0))
 
     def _push(self, state: BestFirstState, thought: int) -> None:
         if state.tree.is_open(thought) and (self.discount or thought not in state.times):
-            heapq.heappush(state.heap, (-self._priority(state, thought), thought, state.times.get(thought, 0)))
+            priority = state.priority[thought] = self._priority(state, thought)
+            heapq.heappush(state.heap, (-priority, thought))
+        else:
+            state.priority.pop(thought, None)
+
+    def _cover(self, state: BestFirstState, thought: Thought) -> None:
+        """Take note of what a child leaves unseen of its parent's next thoughts."""
+        if not self.unseen or thought.logprob is None or thought.logprob < UNLIKELY:
+            return
+        seen = state.seen.setdefault(thought.parent, set())
+        if thought.ids not in seen:
+            seen.add(thought.ids)
+            state.covered[thought.parent] = state.covered.get(thought.parent, 0.0) + exp(thought.logprob)
+            self._push(state, thought.parent)
 
     def update(self, state: BestFirstState, event: Event) -> None:
         match event:
@@ -92,11 +122,13 @@ class BestFirst:
                 state.judged = bool(event.verifier)
                 self._push(state, ROOT)
             case Sampled(thought):
+                self._cover(state, thought)
                 if not state.judged:
                     self._push(state, thought.id)
             case Judged(thought_id):
                 self._push(state, thought_id)
             case Carried(thought):
+                self._cover(state, thought)
                 self._push(state, thought.id)
             case Planned() if not event.commit:
                 parent = event.request.parent
@@ -113,9 +145,9 @@ class BestFirst:
         self._drop_stale(state)
 
     def _drop_stale(self, state: BestFirstState) -> None:
-        # An entry is stale once its thought was grown again or pruned; a newer entry stands in its place.
+        # An entry is stale once its thought has another priority, for which a newer entry stands, or was pruned.
         heap = state.heap
-        while heap and (not state.tree.is_open(heap[0][1]) or heap[0][2] != state.times.get(heap[0][1], 0)):
+        while heap and (not state.tree.is_open(heap[0][1]) or -heap[0][0] != state.priority.get(heap[0][1])):
             heapq.heappop(heap)
 
     def propose(self, state: BestFirstState, allowance: Allowance, rng: Random) -> Sequence[Expansion]:
