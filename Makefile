@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 DEPENDENCIES := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test check verify bench train wheel clean
+.PHONY: help demo test test-sglang check verify bench train wheel clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -20,14 +20,22 @@ $(VENV)/.user: $(BIN)/python $(DEPENDENCIES)
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python $(DEPENDENCIES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,langchain,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,langchain,sglang,dev]'
 	@touch $@ $(VENV)/.user
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,bench]'
+	@touch $@
 
 demo: $(VENV)/.user ## watch an agent plan by search, and compare searches at equal compute
 	$(BIN)/tts-agent demo
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest
+
+test-sglang: $(VENV)/.dev ## run the tests against the real SGLang server, on the CPU
+	$(BIN)/python tests/sglang/install.py
+	SGLANG_TESTS=1 $(BIN)/python -m pytest tests/sglang --timeout 600
 
 check: $(VENV)/.dev ## lint and types
 	$(BIN)/ruff check .
@@ -37,9 +45,10 @@ check: $(VENV)/.dev ## lint and types
 verify: $(VENV)/.dev ## the full counts of the slow tests
 	$(BIN)/python -m pytest -m 'verify or not verify' --timeout 1800
 
-bench: $(VENV)/.dev ## measure sharing and the controller's overhead
+bench: $(VENV)/.bench ## measure sharing, the controller's overhead and the engines, beside others (half an hour)
 	$(BIN)/python -m benchmarks.sharing --json
 	$(BIN)/python -m benchmarks.overhead --json
+	$(BIN)/python -m benchmarks.engine --json
 
 train: $(VENV)/.dev ## train the pocket planner again, into build/pocket
 	$(BIN)/python -m training.train --out build/pocket

@@ -1,0 +1,57 @@
+"""Tests against real servers. They run by `make test-sglang`, which installs one; elsewhere they are not collected."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import models
+from tests.sglang.install import FOLDER, python
+from tests.sglang.server import Server
+from tts_agent.pocket import model_folder
+
+collect_ignore_glob = [] if os.environ.get("SGLANG_TESTS") else ["test_*.py"]
+
+PROBED = {"triton.runtime.driver.active.get_current_target"}
+"""What the server tries when it starts, to find out which device it has; it expects that to fail."""
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Starts servers that are stopped at the end, when nothing of the stand-ins may have been used."""
+    logs, started = tmp_path_factory.mktemp("servers"), list[Server]()
+
+    def start(folder: Path, *flags: str, port: int = 0) -> Server:
+        server = Server(python(FOLDER), folder, log=logs / f"{len(started)}.log", flags=flags, port=port)
+        started.append(server.start())
+        return server
+
+    yield start
+    for server in started:
+        server.kill()
+    used = Counter(name for server in started for name in server.idle_uses())
+    assert set(used) <= PROBED, used
+
+
+@pytest.fixture(scope="session")
+def pocket(serve: Serve) -> Server:
+    """Serves the pocket planner."""
+    return serve(model_folder()).wait()
+
+
+@pytest.fixture(scope="session")
+def qwen(serve: Serve) -> Server:
+    """Serves the small Qwen with byte-level BPE."""
+    return serve(models.qwen()).wait()
+
+
+@pytest.fixture(scope="module")
+def llama(serve: Serve) -> Iterator[Server]:
+    """Serves the small Llama for one file of tests."""
+    server = serve(models.llama()).wait()
+    yield server
+    server.kill()

@@ -1,0 +1,110 @@
+"""A real SGLang server on the CPU, for as long as a test needs it."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import httpx
+
+START_SECONDS = 300.0
+
+ENVIRONMENT = {
+    "SGLANG_USE_CPU_ENGINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TORCH_COMPILE_DISABLE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",
+}
+
+FLAGS = (
+    *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--dtype", "float32"),
+    *("--disable-cuda-graph", "--sleep-on-idle", "--mem-fraction-static", "0.1"),
+    *("--context-length", "2048", "--max-total-tokens", "16384"),
+    *("--enable-cache-report", "--enable-metrics", "--enable-custom-logit-processor", "--enable-return-hidden-states"),
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """Serves the model in `folder`; `flags` are added to those of every server here, and overrule them."""
+
+    def __init__(self, python: Path, folder: Path, *, log: Path, flags: Sequence[str] = (), port: int = 0) -> None:
+        self.port = port or free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.log, self.idle = log, log.with_suffix(".idle")
+        self._command = [
+            *(str(python), "-m", "sglang.launch_server", "--host", "127.0.0.1", "--port", str(self.port)),
+            *("--model-path", str(folder), *FLAGS, *flags),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        """Start it; `wait` says when it serves."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **ENVIRONMENT, "IDLE_LOG": str(self.idle)},
+                start_new_session=True,
+            )
+        return self
+
+    def wait(self) -> Self:
+        """Wait until it serves."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the server stopped: {self.tail()}")
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{self.address}/health", timeout=10).status_code == 200:
+                    httpx.post(f"{self.address}/flush_cache", timeout=10)
+                    return self
+            time.sleep(0.5)
+        raise RuntimeError(f"the server does not serve after {START_SECONDS} s: {self.tail()}")
+
+    def tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
+
+    def idle_uses(self) -> list[str]:
+        """What of the stand-ins was used, which should be nothing."""
+        return self.idle.read_text().splitlines() if self.idle.exists() else []
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a counter of `/metrics` over the series that have `labels`."""
+        total = 0.0
+        for line in httpx.get(f"{self.address}/metrics", timeout=30).text.splitlines():
+            if line.startswith(f"sglang:{name}{{") and all(f'{key}="{value}"' in line for key, value in labels.items()):
+                total += float(line.rsplit(" ", 1)[1])
+        return total
+
+    def computed(self) -> int:
+        """Tokens that it has run through its model."""
+        modes = ("prefill_compute", "decode")
+        return int(sum(self.metric("realtime_tokens_total", mode=mode) for mode in modes))
+
+    def running(self) -> int:
+        """Samples that it runs or keeps waiting."""
+        loads = httpx.get(f"{self.address}/v1/loads", timeout=30).json()["loads"]
+        return sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in loads)
+
+    def kill(self) -> None:
+        """Kill it and its processes at once."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None

@@ -1,0 +1,71 @@
+"""Label questions: what comes next after many prompts, as one request a level."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tts_agent.engines.base import LabelScores
+from tts_agent.engines.sglang.body import scoring_body
+from tts_agent.engines.sglang.desk import Desk, Live, refuse
+from tts_agent.engines.sglang.reply import Reply, asked_logprobs
+from tts_agent.engines.sglang.worker import Worker
+from tts_agent.usage import Usage
+
+Beginning = tuple[int, ...]
+"""The first tokens of a label, empty at first."""
+
+
+def beginnings(labels: Sequence[tuple[int, ...]]) -> list[dict[Beginning, tuple[int, ...]]]:
+    """For each length, the beginnings of `labels` of so many tokens and the tokens that follow each."""
+    levels: list[dict[Beginning, tuple[int, ...]]] = []
+    for size in range(max(map(len, labels), default=0)):
+        level: dict[Beginning, list[int]] = {}
+        for label in labels:
+            if len(label) > size:
+                after = level.setdefault(label[:size], [])
+                if label[size] not in after:
+                    after.append(label[size])
+        levels.append({beginning: tuple(after) for beginning, after in level.items()})
+    return levels
+
+
+@dataclass(slots=True)
+class Asked:
+    """A question about one prompt: what has been found out, and what it took."""
+
+    prompt: tuple[int, ...]
+    found: dict[Beginning, Mapping[int, float]] = field(default_factory=dict)
+    usage: Usage = field(default_factory=lambda: Usage(calls=1))
+
+    def answer(self, labels: Sequence[tuple[int, ...]]) -> LabelScores:
+        """The scores of `labels`: a label's is the sum over its tokens, each after those before it."""
+        return LabelScores(
+            tuple(sum(self.found[label[:i]][token] for i, token in enumerate(label)) for label in labels), self.usage
+        )
+
+    def take(self, beginning: Beginning, reply: Reply) -> None:
+        self.found[beginning] = {int(entry[1]): min(entry[0], 0.0) for entry in asked_logprobs(reply.meta)[0]}
+        computed = reply.prompt - reply.cached
+        # A label's own tokens are computed one by one after the prompt, which counts once.
+        cached = reply.cached if not beginning else 0
+        self.usage += Usage(prompt_computed=computed, prompt_cached=cached)
+
+
+async def ask(desk: Desk, worker: Worker, asked: Sequence[Asked], labels: Sequence[tuple[int, ...]]) -> None:
+    """Put the question about every prompt, to one server. Raises `Refused` if it had not begun with a level."""
+    for level in beginnings(labels):
+        missing = [(one, start, after) for one in asked for start, after in level.items() if start not in one.found]
+        if missing:
+            await _level(desk, worker, missing)
+
+
+async def _level(desk: Desk, worker: Worker, missing: Sequence[tuple[Asked, Beginning, tuple[int, ...]]]) -> None:
+    prompts = [one.prompt + start for one, start, _ in missing]
+    body = scoring_body(prompts, desk.extras, tokens=[after for *_, after in missing])
+    cold = sum(len(prompt) for prompt in prompts if worker.memory.cold(prompt))
+    tree = desk.pool.tree(prompts[0])
+    async with worker.admitted(cold), desk.replies(worker, body, tree, Live()) as replies:
+        async for reply in replies:
+            refuse(reply)
+            one, start, _ = missing[reply.place]
+            one.take(start, reply)
+            desk.pool.learn(worker, tree, prompts[reply.place], run=reply.prompt)
