@@ -23,7 +23,7 @@ from tests import models
 from tests.engines.oracle import Oracle
 from tts_agent import Prefix, Sampling, ScriptedEngine
 from tts_agent.engines import Completion, Engine, Label, LabelScores
-from tts_agent.engines.base import question_bound, sample_bound
+from tts_agent.engines.base import Stream, question_bound, sample_bound
 from tts_agent.engines.chat import ChatEngine
 from tts_agent.engines.embedded import EmbeddedEngine
 from tts_agent.engines.records import encode_text
@@ -341,6 +341,28 @@ async def test_an_abort_frees_and_tells_what_was_used(case: Case) -> None:
         assert await stream.abort() == ZERO
         assert [c async for c in stream] == []
         assert len(await sampled(engine, prefix, Sampling(max_tokens=3), range(2))) == 2
+
+
+async def test_an_abort_beside_a_reader_loses_nothing_of_the_account(case: Case) -> None:
+    """The search always waits for the next completion while it aborts: what ends meanwhile is told once."""
+    async with serving(case.open()) as engine:
+        require(isinstance(engine, EmbeddedEngine), "counters")
+        assert isinstance(engine, EmbeddedEngine)
+        prefix, sampling = case.prompt(20), Sampling(max_tokens=12, stop_ids=case.stops)
+        usages: list[Usage] = []
+        for turn in range(40):
+            stream = engine.sample(prefix, sampling, seeds=range(8 * turn, 8 * turn + 8))
+
+            async def read(stream: Stream = stream) -> None:
+                usages.extend([completion.usage async for completion in stream])
+
+            reader = asyncio.create_task(read())
+            await asyncio.sleep(turn % 10 * 0.002)
+            rest = await stream.abort()
+            await reader
+            assert rest is not None
+            usages.append(rest)
+        assert total_usage(usages).computed == engine.counters.computed
 
 
 async def test_whoever_is_cancelled_leaves_nothing_behind(case: Case) -> None:

@@ -31,7 +31,7 @@ from tts_agent import (
 )
 from tts_agent.engines import Fault
 from tts_agent.errors import ConfigError, EngineUnavailable, PromptError
-from tts_agent.events import Cancelled, Carried, Chosen, Lost, Merged, Planned, Sampled
+from tts_agent.events import Cancelled, Carried, Chosen, Lost, Merged, Planned, Sampled, log_to_json
 from tts_agent.search import make_strategy
 from tts_agent.search.driver import Search, thought_seed
 from tts_agent.thought import ROOT
@@ -298,3 +298,13 @@ async def test_where_whole_answers_decide_an_open_path_is_none_and_the_commit_is
 def test_a_task_whose_answers_decide_says_how_they_are_sampled() -> None:
     with pytest.raises(ConfigError, match="decision='answer' acts on whole answers"):
         Task(Prefix((1,)), Sampling(max_tokens=1), decision="answer")
+
+
+@pytest.mark.parametrize("action", [{"a": 10**30}, {1: 2}, object()])
+async def test_an_action_that_no_journal_could_keep_is_invalid(action: Any) -> None:
+    engine = make_engine()
+    task = replace(make_task(engine), read=lambda parent, text: Reading("open", action))
+    outcome = await search(engine, task, strategy=Beam(k=2, keep=1, depth=1))
+    assert {thought.status for thought in outcome.tree.thoughts.values()} == {"invalid"}
+    assert all("JSON" in thought.reason or "Integer" in thought.reason for thought in outcome.tree.thoughts.values())
+    log_to_json(outcome.log)

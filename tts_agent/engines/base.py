@@ -114,9 +114,9 @@ class LabelScores(NamedTuple):
 class Capabilities:
     """What an engine can do. The search adapts to it or refuses with a clear error.
 
-    `ids`: prefixes are token ids; without it ids stand for messages, and every sample is a call of its own. `continues`:
-    a completion may be continued in mid-turn; without it every completion is a whole message. `seeds`: a sample depends
-    on its seed alone. `aborts`: `Stream.abort` stops what runs and says what it used.
+    `ids`: prefixes are token ids; without it ids stand for messages, and every sample is a call of its own.
+    `continues`: a completion may be continued in mid-turn; without it every completion is a whole message.
+    `seeds`: a sample depends on its seed alone. `aborts`: `Stream.abort` stops what runs and says what it used.
     `shares_prompt`: the n samples of one request compute its prompt at most once, whatever the cache holds, so a
     reservation counts the prompt once. `virtual_time`: completions carry the virtual time `at` of their end, and
     the search handles them in that order.

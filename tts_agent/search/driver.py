@@ -12,6 +12,8 @@ from functools import reduce
 from random import Random
 from typing import Any
 
+import orjson
+
 from tts_agent.budget import NOTHING, Amounts, Ledger, fit
 from tts_agent.engines.base import Completion, Engine, Stream, sample_bound
 from tts_agent.errors import BudgetError, ConfigError, EngineUnavailable, LogError, PromptError, SearchError
@@ -530,6 +532,8 @@ class Search:
         parent = tree.thoughts.get(request.parent)
         try:
             reading = task.read(parent, text)
+            if reading.action is not None:
+                orjson.dumps(reading.action)  # raises for what no journal could keep, such as integers beyond 64 bits
         except Exception as error:  # foreign code: what it cannot read is kept as invalid, and paid for
             reading = Reading("invalid", reason=f"{type(error).__name__}: {error}")
         status = reading.status

@@ -121,6 +121,8 @@ class EmbeddedEngine:
         return self._tokenizer
 
     def encode(self, text: str) -> tuple[int, ...]:
+        # Half a surrogate pair, which no tokenizer takes, becomes U+FFFD.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -268,8 +270,9 @@ class EmbeddedStream:
         if not self._left:
             raise StopAsyncIteration
         message = await self._messages.get()
-        if isinstance(message, Completion) and self._left:
-            self._left -= 1
+        if isinstance(message, Completion):
+            # One that ends while an abort is under way is yielded all the same, and is no part of what that returns.
+            self._left = max(self._left - 1, 0)
             if not self._left:
                 self._messages.put_nowait(None)  # for whoever else waits here
             return message
