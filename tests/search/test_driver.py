@@ -306,5 +306,5 @@ async def test_an_action_that_no_journal_could_keep_is_invalid(action: Any) -> N
     task = replace(make_task(engine), read=lambda parent, text: Reading("open", action))
     outcome = await search(engine, task, strategy=Beam(k=2, keep=1, depth=1))
     assert {thought.status for thought in outcome.tree.thoughts.values()} == {"invalid"}
-    assert all("JSON" in thought.reason or "Integer" in thought.reason for thought in outcome.tree.thoughts.values())
+    assert all("its action is no plain JSON" in thought.reason for thought in outcome.tree.thoughts.values())
     log_to_json(outcome.log)

@@ -532,10 +532,9 @@ class Search:
         parent = tree.thoughts.get(request.parent)
         try:
             reading = task.read(parent, text)
-            if reading.action is not None:
-                orjson.dumps(reading.action)  # raises for what no journal could keep, such as integers beyond 64 bits
         except Exception as error:  # foreign code: what it cannot read is kept as invalid, and paid for
             reading = Reading("invalid", reason=f"{type(error).__name__}: {error}")
+        reading = _storable(reading)
         status = reading.status
         depth = tree.depth[request.parent] + 1
         if status == "open" and (
@@ -789,6 +788,17 @@ def _whole_chunks(log: Sequence[Event]) -> Sequence[Event]:
     """The part of a log that is whole: a kill may have torn the last chunk, which ends with a grant or the choice."""
     ends = (place for place in range(len(log), 0, -1) if isinstance(log[place - 1], (Granted, Chosen)))
     return log[: next(ends, 0)]
+
+
+def _storable(reading: Reading) -> Reading:
+    """`reading`, or why its action cannot be kept by a journal: integers beyond 64 bits, or what is not JSON."""
+    if reading.action is None:
+        return reading
+    try:
+        orjson.dumps(reading.action)
+    except TypeError as error:
+        return Reading("invalid", reason=f"its action is no plain JSON: {error}")
+    return reading
 
 
 async def _renumbered(stream: Stream, samples: list[int]) -> AsyncIterator[Completion]:
