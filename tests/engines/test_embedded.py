@@ -1,6 +1,7 @@
 """The embedded engine against plain `transformers` and against its own account."""
 
 import asyncio
+import copy
 import gc
 import json
 import random
@@ -13,8 +14,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
 from tests.engines.conftest import VOCABULARY, Reference
+from tts_agent import BestFirst, Budget, Task, search
 from tts_agent.engines import Completion, Sampling
 from tts_agent.engines.base import question_bound, sample_bound
 from tts_agent.engines.embedded import EmbeddedEngine
@@ -533,18 +536,74 @@ def test_broken_files_say_which(plain: Reference, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((plain.folder / "config.json").read_text())
     with pytest.raises(ModelError, match=r"no model\.safetensors"):
         EmbeddedEngine(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes((plain.folder / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(ModelError, match=r"model\.safetensors.*cannot be read"):
-        EmbeddedEngine(tmp_path)
+    whole = (plain.folder / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    torn = [whole[:end] for end in (0, 5, 8, 20, header - 1, header, header + 1, len(whole) // 2, len(whole) - 1)]
+    torn += [b"\xff" * 8 + whole[8:], b"\0" * len(whole), whole[:8] + whole[9:], whole + b"more"]
+    for damaged in torn:
+        (tmp_path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(ModelError, match=r"model\.safetensors.*cannot be read.*copy the file again"):
+            EmbeddedEngine(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="JSON"):
         EmbeddedEngine(tmp_path)
+
+
+async def test_weights_in_several_files_are_one_model_and_a_missing_file_is_named(
+    plain: Reference, tmp_path: Path
+) -> None:
+    plain.model.save_pretrained(tmp_path, max_shard_size="20KB")
+    parts = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(parts) > 2
+    async with serving(Reference(tmp_path, plain.model)) as engine:
+        (completion,) = await sampled(engine, prompt(9), Sampling(max_tokens=8, temperature=0), [0])
+        assert completion.ids == plain.greedy(prompt(9).ids, 8)
+    parts[1].unlink()
+    with pytest.raises(ModelError, match=f"{parts[1].name}.*cannot be read"):
+        EmbeddedEngine(tmp_path)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float64])
+async def test_weights_of_any_width_are_served_in_fp32(plain: Reference, tmp_path: Path, stored: torch.dtype) -> None:
+    copy.deepcopy(plain.model).to(stored).save_pretrained(tmp_path)
+    truth = Reference(tmp_path, LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval())
+    async with serving(truth) as engine:
+        for completion in await sampled(engine, prompt(12), Sampling(max_tokens=10), range(4)):
+            assert_scored(truth, prompt(12), completion)
+
+
+def test_a_tokenizer_and_end_ids_that_are_none_say_so(plain: Reference, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((plain.folder / name).read_bytes())
+    (tmp_path / "tokenizer.json").write_text('{"model": {}}')
+    with pytest.raises(ModelError, match=r"tokenizer\.json.*cannot be read"):
+        EmbeddedEngine(tmp_path).encode("w1")
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "x"}')
+    with pytest.raises(ModelError, match="eos_token_id='x'"):
+        EmbeddedEngine(tmp_path)
+
+
+async def test_a_branch_that_fills_the_context_ends_as_length_and_the_search_goes_on(plain: Reference) -> None:
+    async with serving(plain) as engine:
+        root, stops = prompt(236), tuple(range(0, VOCABULARY, 8))
+        task = Task(root, Sampling(max_tokens=12, stop_ids=stops))
+        outcome = await search(engine, task, strategy=BestFirst(k=3), budget=Budget(calls=40))
+        tree = outcome.tree
+        lengths = {id: len(tree.prefix(id)) for id in tree.thoughts}
+        full = [id for id, length in lengths.items() if length == 256]
+        assert max(lengths.values()) == 256 and len(full) > 1
+        assert all(tree.thoughts[id].finish == "length" or tree.thoughts[id].ids[-1] in stops for id in full)
+        cut = [id for id in full if tree.thoughts[id].finish == "length" and len(tree.thoughts[id].ids) < 12]
+        assert cut, "no branch was cut in the middle"
+        assert max(tree.thoughts) > min(cut), "the search ended with the first branch that was cut"
+        assert outcome.usage.computed == engine.counters.computed
 
 
 async def test_text_and_ids(plain: Reference, tmp_path: Path) -> None:
     async with serving(plain) as engine:
         assert engine.encode("w4 w7 w60") == (4, 7, 60)
         assert engine.decode((4, 7, 60)) == "w4 w7 w60"
+        assert engine.encode("w4 a\ud800b") == engine.encode("w4 a\ufffdb"), "half a surrogate pair is no character"
         assert engine.capabilities.context == 256
         assert engine.capabilities.shares_prompt
         assert engine.capabilities.end_ids == (2,), "LlamaConfig's eos_token_id"

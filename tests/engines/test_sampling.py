@@ -5,7 +5,11 @@ import json
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests import models
 from tests.engines.oracle import Oracle
@@ -13,6 +17,7 @@ from tests.engines.test_contract import sampled, serving
 from tts_agent import Prefix, Sampling
 from tts_agent.engines.embedded import EmbeddedEngine
 from tts_agent.engines.embedded import engine as engine_module
+from tts_agent.engines.embedded.sampler import Wish, draw, uniforms
 from tts_agent.errors import ConfigError, EngineUnavailable
 from tts_agent.pocket import model_folder
 from tts_agent.usage import total_usage
@@ -64,6 +69,34 @@ async def test_a_penalty_for_repeating_keeps_greedy_from_a_loop() -> None:
         (loops,), (varies,) = [await sampled(engine, PROMPT, s, [0]) for s in (greedy, never)]
         most = [Counter(sample.ids).most_common(1)[0][1] for sample in (loops, varies)]
         assert most[1] < most[0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(vocab=st.integers(1, 700), seed=st.integers(0, 2**32), sparse=st.sampled_from((0.0, 0.5, 0.99)))
+def test_a_number_falls_on_the_token_whose_share_holds_it(vocab: int, seed: int, sparse: float) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=4, size=(3, vocab)).astype(np.float32)
+    logits[rng.random((3, vocab)) < sparse] = -np.inf
+    logits[:, rng.integers(vocab)] = 1.0
+    edges = np.exp(logits.astype(np.float64) - logits.max()).cumsum(axis=1)
+    edges /= edges[:, -1:]
+    uniform = np.concatenate((rng.random(1), [0.0, 1 - 2**-53]))
+    wishes = [Wish(Sampling(max_tokens=1), (0,), ())] * 3
+    tokens, logprobs = draw(torch.from_numpy(logits), wishes, uniform)
+    for row, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True)):
+        below = edges[row, token - 1] if token else 0.0
+        assert np.isfinite(logits[row, token]), "a token without a share was drawn"
+        assert below - 1e-6 <= uniform[row] <= edges[row, token] + 1e-6
+        assert logprob == pytest.approx(float(torch.log_softmax(torch.from_numpy(logits[row]), -1)[token]), abs=1e-5)
+
+
+def test_a_draw_does_not_depend_on_its_siblings_in_a_vocabulary_of_many_blocks() -> None:
+    rows = torch.randn(64, 5000, generator=torch.Generator().manual_seed(1)) * 3
+    wishes = [Wish(Sampling(max_tokens=1), (0,), ())] * 64
+    uniform = uniforms(np.arange(64, dtype=np.uint64), np.zeros(64, dtype=np.uint64))
+    together, _ = draw(rows, wishes, uniform)
+    alone = [draw(rows[i : i + 1], wishes[:1], uniform[i : i + 1])[0][0] for i in range(64)]
+    assert together == alone
 
 
 # Stop texts

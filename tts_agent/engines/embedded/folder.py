@@ -1,7 +1,8 @@
 """Reading a Hugging Face model folder; whatever is wrong with it becomes a `ModelError` with the remedy."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +21,61 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _read_json(folder, "config.json")
 
 
-def read_weights(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors named in `expected`, in fp32, from the folder's safetensors files.
+class Weights(Mapping[str, Tensor]):
+    """The tensors named in `expected`, read from the folder's safetensors files one at a time, in fp32, on `device`.
 
-    A missing, unexpected or misshapen tensor is an error: such a model would be served wrongly.
+    A missing, unexpected or misshapen tensor is an error from the start: such a model would be served wrongly.
     """
-    weights: dict[str, Tensor] = {}
-    for path in _weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                weights.update((name, file.get_tensor(name).to(torch.float32)) for name in file.keys())  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"weights {str(path)!r} cannot be read: {error}; copy the file again") from error
-    # Old versions stored rotary frequencies, which follow from the config; a tied head may be stored twice.
-    known = {*expected, "lm_head.weight"}
-    extra = [name for name in weights if name not in known and "rotary_emb" not in name]
-    missing = [name for name in expected if name not in weights]
-    if missing or extra:
-        raise ModelError(
-            f"model folder {str(folder)!r}: weights do not fit config.json: missing {missing[:3]!r}, "
-            f"unexpected {extra[:3]!r}; the folder is incomplete or of another architecture"
-        )
-    for name, size in expected.items():
-        if tuple(weights[name].shape) != size:
+
+    def __init__(self, folder: Path, expected: Mapping[str, tuple[int, ...]], device: torch.device) -> None:
+        files: dict[str, Path] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in _weight_files(folder):
+            with _opened(path) as file:
+                for name in file.keys():  # noqa: SIM118  # a file is no mapping
+                    files[name] = path
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
+        # Old versions stored rotary frequencies, which follow from the config; a tied head may be stored twice.
+        known = {*expected, "lm_head.weight"}
+        extra = [name for name in shapes if name not in known and "rotary_emb" not in name]
+        missing = [name for name in expected if name not in shapes]
+        if missing or extra:
             raise ModelError(
-                f"model folder {str(folder)!r}: {name!r} has shape {tuple(weights[name].shape)!r}, "
-                f"config.json says {size!r}"
+                f"model folder {str(folder)!r}: weights do not fit config.json: missing {missing[:3]!r}, "
+                f"unexpected {extra[:3]!r}; the folder is incomplete or of another architecture"
             )
-    return {name: weights[name] for name in expected}
+        for name, size in expected.items():
+            if shapes[name] != size:
+                raise ModelError(
+                    f"model folder {str(folder)!r}: {name!r} has shape {shapes[name]!r}, config.json says {size!r}"
+                )
+        self._device = device
+        self._files = {name: files[name] for name in expected}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A copy of the tensor, read anew each time."""
+        # NOTE: the file is opened again for each tensor: while it is open, all that was read of it stays in memory.
+        with _opened(self._files[name]) as file:
+            stored: Tensor = file.get_tensor(name)
+            return torch.empty(stored.shape, dtype=torch.float32, device=self._device).copy_(stored)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"weights {str(path)!r} cannot be read: {error}; copy the file again") from error
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -55,9 +83,11 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"model folder {str(folder)!r} has no tokenizer.json; save its fast tokenizer there")
-    # NOTE: tokenizers reports a broken file as a bare Exception, so it is checked to be JSON first.
     _read_json(folder, path.name)
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers has no error of its own
+        raise ModelError(f"{str(path)!r} cannot be read: {error}; copy the file again") from error
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -66,7 +96,10 @@ def read_end_ids(folder: Path) -> tuple[int, ...]:
     """The ids with which the model ends its answer, as the folder's generation settings or its config say."""
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file() and (ids := _read_json(folder, name).get("eos_token_id")) is not None:
-            return tuple(ids) if isinstance(ids, list) else (ids,)
+            found = tuple(ids) if isinstance(ids, list) else (ids,)
+            if not all(isinstance(token, int) for token in found):
+                raise ModelError(f"{str(folder / name)!r}: eos_token_id={ids!r} is no token id; copy the file again")
+            return found
     return ()
 
 

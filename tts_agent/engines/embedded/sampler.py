@@ -10,10 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tts_agent.engines.base import Sampling
+
+BLOCK = 128
+"""Tokens whose shares are summed before they are accumulated; it divides the vocabularies of most models."""
 
 
 class Wish(NamedTuple):
@@ -40,21 +44,23 @@ def _splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def draw(logits: Tensor, wishes: Sequence[Wish], uniform: NDArray[np.float64]) -> tuple[list[int], list[float]]:
     """A token for each row of `logits` `[rows, vocab]`, and its raw log-probability."""
-    logprobs = torch.log_softmax(logits, dim=-1)
-    # What changes no ratio may as well start from log-probabilities.
+    top = logits.amax(dim=-1, keepdim=True)
+    odds = (logits - top).exp_()  # of each token, against the likeliest
+    scale = top.squeeze(1) + odds.sum(dim=-1).log()
     weights = _adjusted(logits, wishes)
     temperatures = [wish.sampling.temperature for wish in wishes]
     if any(temperatures):
         plain = weights is logits and all(temperature == 1.0 for temperature in temperatures)
-        probs = logprobs.exp() if plain else _heated(weights, temperatures)
-        _cut(probs, [wish.sampling for wish in wishes])
-        chosen = _inverse_cdf(probs, torch.from_numpy(uniform).to(probs.device))
+        shares = odds if plain else _heated(weights, temperatures)
+        _cut(shares, [wish.sampling for wish in wishes])
+        chosen = _inverse_cdf(shares, torch.from_numpy(uniform).to(shares.device))
         if not all(temperatures):
             greedy = torch.tensor([temperature == 0 for temperature in temperatures], device=chosen.device)
             chosen = torch.where(greedy, weights.argmax(dim=-1), chosen)
     else:
         chosen = weights.argmax(dim=-1)
-    return chosen.tolist(), logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
+    logprobs = logits.gather(1, chosen.unsqueeze(1)).squeeze(1) - scale
+    return chosen.tolist(), logprobs.tolist()
 
 
 def _adjusted(logits: Tensor, wishes: Sequence[Wish]) -> Tensor:
@@ -112,9 +118,23 @@ def _ranked(probs: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     return torch.zeros_like(probs).scatter_(1, order, ordered.masked_fill(dropped, 0.0))
 
 
-def _inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
-    cumulative = probs.cumsum(dim=-1, dtype=torch.float64)
-    total = cumulative[:, -1]
-    # Rounding must not lift u * total to the total: nothing lies past the last token with any probability.
-    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target.unsqueeze(1), right=True).squeeze(1)
+def _inverse_cdf(shares: Tensor, uniform: Tensor) -> Tensor:
+    """Where each number of `uniform` falls in a row of `shares` `[rows, vocab]`, which need not add up to one.
+
+    First the block of `BLOCK` tokens is found, then the token in it: most of a row is only summed, not accumulated.
+    """
+    vocab = shares.shape[-1]
+    padded = F.pad(shares, (0, -vocab % BLOCK)) if vocab % BLOCK else shares
+    blocks = padded.view(len(shares), -1, BLOCK)
+    ends = blocks.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    target = _below(uniform * ends[:, -1], ends[:, -1])
+    place = torch.searchsorted(ends, target.unsqueeze(1), right=True)
+    found = blocks.gather(1, place.unsqueeze(2).expand(-1, 1, BLOCK)).squeeze(1).cumsum(dim=-1, dtype=torch.float64)
+    before = F.pad(ends, (1, 0)).gather(1, place).squeeze(1)
+    rest = _below(target - before, found[:, -1])
+    return (place * BLOCK + torch.searchsorted(found, rest.unsqueeze(1), right=True)).squeeze(1)
+
+
+def _below(target: Tensor, total: Tensor) -> Tensor:
+    """`target`, or the next number below `total`: rounding must not lift it past the last token with a share."""
+    return torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
