@@ -2,6 +2,8 @@
 
     python -m benchmarks.engine [--json] [--shape tiny|m150|both] [--runs 5] [--quick]
 
+With five rounds the larger shape takes about 20 minutes on one core, the tiny one about 2.
+
 Arms, each in a process of its own with one thread, all on the same random weights in fp32:
 
 * packed: our engine; generic: our engine through the modules of `transformers`, as models beyond Llama are served;
@@ -12,11 +14,10 @@ Arms, each in a process of its own with one thread, all on the same random weigh
 
 Each round runs the tree workload (see `benchmarks.workload`; a question to every branch) and decode steps of 1, 8 and
 32 branches below a prompt of 256 tokens in every arm, one arm after the other, and measures the machine's floor (see
-`benchmarks.machine`); what is reported are medians over the rounds. The first run of each arm is a warm-up. Ratios are
-of CPU time, since others may use the machine; wall time stands beside it. An arm whose tree takes over 20 CPU seconds
-has no warm-up and takes part only in as many rounds as keep it to 160 seconds of trees, at least one; `--full` runs it
-in all. `runs` says how many there were. `--quick` runs the tiny shape in one round. Memory is the peak of the arm's
-process over all it ran, interpreter, torch and weights included.
+`benchmarks.machine`); what is reported are medians over the rounds. Before the first round every arm runs the tree once
+to warm up; if that took over 20 CPU seconds it counts, and the arm takes no part in the first round's trees. Ratios are
+of CPU time, since others may use the machine; wall time stands beside it. `--quick` runs the tiny shape in one round.
+Memory is the peak of the arm's process over all it ran, interpreter, torch and weights included.
 
 With `--json` the last line is one JSON object; without suffix its ratios are those of the larger shape measured.
 """
@@ -41,8 +42,8 @@ from benchmarks.machine import Machine, measure_machine, median_machine
 from benchmarks.workload import SIZES, Size, make_model
 
 STEPS = (1, 8, 32)
-SLOW_SECONDS, SLOW_BUDGET = 20.0, 160.0
-"""CPU seconds of a tree that make an arm slow, and of all trees of a slow arm."""
+SLOW_SECONDS = 20.0
+"""CPU seconds of a tree that needs no warming up."""
 
 
 @dataclass(slots=True)
@@ -51,7 +52,6 @@ class Record:
 
     trees: list[Tree] = field(default_factory=list)
     steps: dict[int, list[float]] = field(default_factory=lambda: {branches: [] for branches in STEPS})  # CPU seconds
-    rounds: int = 0
     peak_mb: float | None = None
     broken: str = ""
 
@@ -73,11 +73,16 @@ class Record:
             "tree_cpu_s_min_max": [round(pick(tree.cpu for tree in self.trees), 3) for pick in (min, max)],
             "runs": len(self.trees),
             "step_ms": {str(branches): _rounded(self.step_ms(branches), 2) for branches in STEPS},
+            "step_ms_min_max": {
+                str(branches): [round(1000 * pick(times), 2) for pick in (min, max)]
+                for branches, times in self.steps.items()
+                if times
+            },
             "peak_mb": _rounded(self.peak_mb, 0),
         } | ({"broken": self.broken} if self.broken else {})
 
 
-def measure(size: Size, arms: Mapping[str, Factory], runs: int, *, full: bool) -> tuple[dict[str, Record], Machine]:
+def measure(size: Size, arms: Mapping[str, Factory], runs: int) -> tuple[dict[str, Record], Machine]:
     """Run all arms on a model of `size`, round by round."""
     records = {name: Record() for name in arms}
     machines = []
@@ -85,11 +90,12 @@ def measure(size: Size, arms: Mapping[str, Factory], runs: int, *, full: bool) -
         make_model(Path(folder), size)
         booths = [Booth(name, factory, Path(folder), size) for name, factory in arms.items()]
         try:
-            share = {booth.name: _warm_up(booth, records[booth.name], runs, full=full) for booth in booths}
-            for _ in range(runs):
+            for booth in booths:
+                _warm_up(booth, records[booth.name])
+            for number in range(1, runs + 1):
                 machines.append(measure_machine())
                 for booth in booths:
-                    _round(booth, records[booth.name], share[booth.name])
+                    _round(booth, records[booth.name], number)
             for booth in booths:
                 _close(booth, records[booth.name])
         finally:
@@ -98,28 +104,20 @@ def measure(size: Size, arms: Mapping[str, Factory], runs: int, *, full: bool) -
     return records, median_machine(machines)
 
 
-def _warm_up(booth: Booth, record: Record, runs: int, *, full: bool) -> int:
-    """Run the tree once; returns how often the arm is to run it. A run of a slow arm counts."""
+def _warm_up(booth: Booth, record: Record) -> None:
+    """Run the tree once; it counts if it was so long that nothing of the first moments shows."""
     tree = booth.tree()
-    if isinstance(tree, Broken) or tree.cpu <= SLOW_SECONDS:
-        return runs
-    record.trees.append(tree)
-    return runs if full else min(runs, max(1, int(SLOW_BUDGET / tree.cpu)))
+    if isinstance(tree, Tree) and tree.cpu > SLOW_SECONDS:
+        record.trees.append(tree)
 
 
-def _round(booth: Booth, record: Record, share: int) -> None:
-    """The arm's part of a round; after its share of trees only what it has no number of."""
-    if record.rounds and len(record.trees) >= share:
-        return
-    record.rounds += 1
-    if len(record.trees) < share:
-        tree = booth.tree()
-        if isinstance(tree, Tree):
-            record.trees.append(tree)
-            print(f"{booth.name}: tree {len(record.trees)} of {share}, {tree.cpu:.2f} CPU seconds", file=sys.stderr)
+def _round(booth: Booth, record: Record, number: int) -> None:
+    """The arm's part of a round, after which it has `number` trees."""
+    if len(record.trees) < number and isinstance(tree := booth.tree(), Tree):
+        record.trees.append(tree)
+        print(f"{booth.name}: tree {number}, {tree.cpu:.2f} CPU seconds", file=sys.stderr)
     for branches in STEPS:
-        seconds = booth.step(branches)
-        if isinstance(seconds, float):
+        if isinstance(seconds := booth.step(branches), float):
             record.steps[branches].append(seconds)
 
 
@@ -164,17 +162,19 @@ def _rounded(value: float | None, digits: int) -> float | None:
 def report(records: Mapping[str, Record], machine: Machine, size: Size) -> Table:
     table = Table(title=f"{size.name}: {size.parameters / 1e6:.1f}M parameters, CPU time of one thread")
     table.add_column("arm")
-    for column in ("tree s", "wall s", "runs", *(f"step {branches}, ms" for branches in STEPS), "peak MB"):
+    for column in ("tree s", "min-max", "wall s", "runs", *(f"step {branches}, ms" for branches in STEPS), "peak MB"):
         table.add_column(column, justify="right")
     for name, record in records.items():
         if not record.trees:
             continue
-        cells = [f"{record.tree_cpu:.2f}", f"{_median([tree.wall for tree in record.trees]):.2f}"]
+        times = [tree.cpu for tree in record.trees]
+        cells = [f"{record.tree_cpu:.2f}", f"{min(times):.2f}-{max(times):.2f}"]
+        cells.append(f"{_median([tree.wall for tree in record.trees]):.2f}")
         cells.append(str(len(record.trees)))
-        cells.extend(_cell(record.step_ms(branches)) for branches in STEPS)
+        cells.extend(_range(record.steps[branches]) for branches in STEPS)
         cells.append("-" if record.peak_mb is None else f"{record.peak_mb:,.0f}")
         table.add_row(name, *cells)
-    table.add_row("floor", "", "", "", *(_cell(machine.step_ms(size, branches)) for branches in STEPS), "")
+    table.add_row("floor", "", "", "", "", *(_cell(machine.step_ms(size, branches)) for branches in STEPS), "")
     return table
 
 
@@ -182,12 +182,18 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def _range(seconds: Sequence[float]) -> str:
+    """Median, smallest and largest, in milliseconds."""
+    if not seconds:
+        return "-"
+    return f"{1000 * statistics.median(seconds):.2f} ({1000 * min(seconds):.2f}-{1000 * max(seconds):.2f})"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--shape", choices=(*SIZES, "both"), default="both")
     parser.add_argument("--runs", type=int, default=5, help="rounds (5)")
-    parser.add_argument("--full", action="store_true", help="slow arms run in every round, too")
     parser.add_argument("--quick", action="store_true", help="the tiny shape in one round")
     parser.add_argument("--arms", default=",".join((*ARMS, "openvino")), help="comma-separated; 'packed' always runs")
     parser.add_argument("--openvino", type=Path, metavar="FOLDER", help="has the converted models in tiny/ and m150/")
@@ -198,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     result: dict[str, object] = {}
     for size in sizes:
-        records, machine = measure(size, arms, runs, full=options.full)
+        records, machine = measure(size, arms, runs)
         found = ratios(records, machine, size)
         console.print(report(records, machine, size))
         console.print(*(f"  {name}: {record.broken}" for name, record in records.items() if record.broken), sep="\n")
