@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 
+from training.solver import Solver
 from tts_agent.pocket.countdown import LARGEST, OPERATORS, IllegalStep, Operator, Step, result_of
 
 UNSAFE: tuple[Operator, ...] = ("-", "/")
@@ -83,3 +84,38 @@ def corrupted(rng: random.Random, numbers: tuple[int, ...], step: Step, *, keep_
     """
     kinds = _KINDS if keep_length else (*_KINDS, _wrong_length)
     return rng.choice(kinds)(rng, numbers, step)
+
+
+def tempting(rng: random.Random, solver: Solver, numbers: tuple[int, ...], step: Step, target: int) -> Step:
+    """A line that is probably illegal and leaves what is wished for; the caller checks.
+
+    On the last line it leaves the target, before it numbers that can reach the target. The result is false, or it is
+    right for an operand that is not on the table, or that is used twice. Only lines that leave up to three numbers are
+    made tempting; most remainders of more numbers can be won anyway. Where none of 48 results tried would do, the line
+    is merely wrong.
+    """
+    kept = step.left[1:]
+    if len(kept) > 2:
+        return _wrong_operand(rng, numbers, step)
+    tried = rng.sample(range(LARGEST + 1), 48) if kept else [target]
+    counts = solver.tally([tuple(sorted((number, *kept))) for number in tried], target)
+    wished = [number for number, count in zip(tried, counts, strict=True) if count]
+    if not wished:
+        return _wrong_result(rng, numbers, step)
+    result = rng.choice(wished)
+    if rng.random() < 0.4:
+        return Step(step.a, step.op, step.b, result, (result, *kept))
+    a, op, b = operation_making(rng, result, rng.choice((step.a, step.b, rng.choice(numbers))))
+    return Step(a, op, b, result, (result, *kept))
+
+
+def operation_making(rng: random.Random, result: int, known: int) -> tuple[int, Operator, int]:
+    """A right operation with that result in which `known` takes part, whatever the other number is."""
+    ways: list[tuple[int, Operator, int]] = [(known, "-", known - result), (known, "+", result - known)]
+    ways += [(result + known, "-", known), (result - known, "+", known), (result * known, "/", known)]
+    if known and result % known == 0:
+        ways += [(known, "*", result // known), (result // known, "*", known)]
+    if result and known % result == 0:
+        ways.append((known, "/", known // result))
+    inside = [way for way in ways if 0 <= way[0] <= LARGEST and 0 <= way[2] <= LARGEST]
+    return rng.choice(inside)

@@ -2,15 +2,18 @@
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from training.measure import Walk
 from training.network import Planner
 from training.packing import Layout
+from training.rollouts import estimated
 from training.sampling import sample
 from training.solver import Solver
-from training.traces import SIZE_WEIGHTS, SIZES, Trace, TraceMaker
+from training.traces import SIZE_WEIGHTS, SIZES, Mixture, Trace, TraceMaker
 from tts_agent.pocket.countdown import Step
 
 SIDES = 2
@@ -20,14 +23,30 @@ SIDES = 2
 class Feed:
     """Draws batches of equal layout. The same seeds, weights and calls give the same batches."""
 
-    def __init__(self, *, seed: int, batch: int, solver: Solver) -> None:
+    def __init__(self, *, seed: int, batch: int, solver: Solver, mixture: Mixture) -> None:
         self.batch = batch
         # Two streams, so that the drawn traces do not depend on the planner and can be made again without it.
         self._drawn_rng, self._own_rng = random.Random(seed), random.Random(f"own {seed}")
-        self._drawn_maker = TraceMaker(self._drawn_rng, solver)
-        self._own_maker = TraceMaker(self._own_rng, solver)
+        self._drawn_maker = TraceMaker(self._drawn_rng, solver, mixture)
+        self._own_maker = TraceMaker(self._own_rng, solver, mixture)
         self._generator = torch.Generator().manual_seed(seed)
         self._sampled: dict[Layout, list[Trace]] = defaultdict(list)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on drawing as if nothing had happened."""
+        return {
+            "drawn": self._drawn_rng.getstate(),
+            "own": self._own_rng.getstate(),
+            "generator": self._generator.get_state(),
+            "sampled": dict(self._sampled),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._drawn_rng.setstate(state["drawn"])
+        self._own_rng.setstate(state["own"])
+        self._generator.set_state(state["generator"])
+        self._sampled = defaultdict(list, state["sampled"])
 
     def drawn(self) -> tuple[Layout, list[Trace]]:
         """A batch that needs no planner."""
@@ -48,6 +67,10 @@ class Feed:
                     self._sampled[layout] = traces[self.batch :]
                     return layout, traces[: self.batch]
             self._sample(planner)
+
+    def estimated(self, planner: Planner, traces: Sequence[Trace], rollouts: int) -> list[list[float]]:
+        """Monte-Carlo labels of the traces' questions, see `training.rollouts`."""
+        return estimated(planner, traces, rollouts=rollouts, generator=self._generator)
 
     def _sample(self, planner: Planner) -> None:
         rng, maker = self._own_rng, self._own_maker

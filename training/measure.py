@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from training.interval import interval
+from training.machine import Machine
 from training.network import Planner, load_folder, rotation
 from training.packing import line_ids, prompt_ids
 from training.sampling import sample, steps_of
@@ -17,6 +19,9 @@ from training.solver import Solver
 from training.vocabulary import IMPOSSIBLE, QUESTION, SURE
 from tts_agent.pocket.countdown import IllegalStep, Puzzle, Step, apply
 from tts_agent.pocket.puzzles import NAMES, load
+
+EXACT = Machine("cpu", bf16=False)
+"""Measures are taken in fp32 on the CPU, unless said otherwise."""
 
 
 class Walk:
@@ -44,11 +49,12 @@ class Walk:
 @torch.no_grad()
 def verdicts(planner: Planner, prefixes: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
     """Log-probabilities of (sure, impossible) after a question at the end of each prefix; equal lengths only."""
-    ids = torch.tensor([[*prefix, QUESTION] for prefix in prefixes])
+    device = planner.embedding.device
+    ids = torch.tensor([[*prefix, QUESTION] for prefix in prefixes], device=device)
     length = ids.shape[1]
-    causal = torch.zeros(length, length).masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
-    logits = planner(ids, rotation(planner.shape, torch.arange(length)), causal)[:, -1]
-    found = logits.log_softmax(-1)[:, [SURE, IMPOSSIBLE]]
+    causal = torch.full((length, length), float("-inf")).triu(1)
+    logits = planner(ids, rotation(planner.shape, torch.arange(length)).to(device), causal.to(device))[:, -1]
+    found = logits.float().log_softmax(-1)[:, [SURE, IMPOSSIBLE]]
     return [(sure, impossible) for sure, impossible in found.tolist()]
 
 
@@ -86,8 +92,15 @@ def area(scores: Sequence[tuple[bool, float]]) -> float:
     return better / (won * lost) if won and lost else float("nan")
 
 
-def measure(planner: Planner, puzzles: Sequence[Puzzle], solver: Solver, *, samples: int = 8) -> dict[str, float]:
-    """Solve rates, legality and verdict quality on puzzles of one size."""
+def measure(
+    planner: Planner, puzzles: Sequence[Puzzle], solver: Solver, *, samples: int = 8, machine: Machine = EXACT
+) -> dict[str, float]:
+    """Solve rates, legality and verdict quality on puzzles of one size; pass@1 with its 95 % interval."""
+    with machine.products():
+        return _measured(planner, puzzles, solver, samples)
+
+
+def _measured(planner: Planner, puzzles: Sequence[Puzzle], solver: Solver, samples: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     greedy = [
         Walk(puzzle, ids)
@@ -103,9 +116,12 @@ def measure(planner: Planner, puzzles: Sequence[Puzzle], solver: Solver, *, samp
     illegal = [score for _, kind, _, score in lines if kind == "illegal"]
     everything = [(truth, score) for _, _, truth, score in lines]
     groups = [drawn[start : start + samples] for start in range(0, len(drawn), samples)]
+    once = interval(puzzles, [share(walk.solved for walk in group) for group in groups])
     return {
         "greedy": share(walk.solved for walk in greedy),
-        "pass@1": share(walk.solved for walk in drawn),
+        "pass@1": once.mean,
+        "pass@1 low": once.low,
+        "pass@1 high": once.high,
         f"pass@{samples}": share(any(walk.solved for walk in group) for group in groups),
         "legal steps": len(legal) / sum(len(walk.steps) + walk.faulty for walk in drawn),
         "legal traces": share(not walk.faulty for walk in drawn),
@@ -128,14 +144,15 @@ def main() -> None:
     """Print the dev numbers of a model folder."""
     parser = argparse.ArgumentParser(description="Measure a pocket planner on dev puzzles.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("tts_agent/pocket/model"))
-    parser.add_argument("--puzzles", type=int, default=200, help="puzzles of each kind")
+    parser.add_argument("--puzzles", type=int, default=400, help="puzzles of each kind, at most")
+    parser.add_argument("--samples", type=int, default=8, help="samples of each puzzle")
     options = parser.parse_args()
     torch.set_num_threads(1)
     planner, solver = load_folder(options.folder), Solver()
     for name in NAMES:
         puzzles = load(name, "dev")
         chosen = random.Random(0).sample(puzzles, min(options.puzzles, len(puzzles)))
-        report = measure(planner, chosen, solver)
+        report = measure(planner, chosen, solver, samples=options.samples)
         print(name, len(chosen), " ".join(f"{key}={value:.3f}" for key, value in report.items()), flush=True)
 
 

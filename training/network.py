@@ -51,8 +51,8 @@ class Block(nn.Module):
         self.up = nn.Linear(width, inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, past: list[Tensor] | None) -> Tensor:
-        """`past` is this layer's keys and values so far; it is extended in place."""
+    def forward(self, x: Tensor, rotation: Tensor, mask: Tensor, past: Tensor | None) -> Tensor:
+        """`past` is this layer's part of the planner's."""
         batch, length, width = x.shape
         normed = F.rms_norm(x, (width,), self.attention_norm, EPSILON)
         q, k, v = (
@@ -60,11 +60,15 @@ class Block(nn.Module):
             for part in (self.q, self.k, self.v)
         )
         q, k = _rotated(q, rotation), _rotated(k, rotation)
-        if past is not None:
-            if past:
-                k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
-            past[:] = [k, v]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if past is None:
+            # Written out: the fused kernel's backward pass is several times slower in bf16 on CPUs.
+            scores = (q @ k.transpose(-1, -2)).float() * self.shape.head**-0.5 + mask
+            mixed = scores.softmax(-1).to(v.dtype) @ v
+        else:
+            stop = mask.shape[-1]
+            past[0][:, :, stop - length : stop], past[1][:, :, stop - length : stop] = k, v
+            q, k, v = q.to(past.dtype), past[0][:, :, :stop], past[1][:, :, :stop]
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(past.dtype))
         x = x + self.o(mixed.transpose(1, 2).reshape(batch, length, width))
         normed = F.rms_norm(x, (width,), self.inner_norm, EPSILON)
         added: Tensor = self.down(F.silu(self.gate(normed)) * self.up(normed))
@@ -90,19 +94,26 @@ class Planner(nn.Module):
                 scale = (2 * shape.layers) ** -0.5 if ".o." in name or ".down." in name else 1.0
                 nn.init.normal_(weight, std=0.7 * scale * weight.shape[1] ** -0.5)
 
-    def forward(self, ids: Tensor, rotation: Tensor, mask: Tensor, past: list[list[Tensor]] | None = None) -> Tensor:
+    def forward(self, ids: Tensor, rotation: Tensor, mask: Tensor, past: Tensor | None = None) -> Tensor:
         """Logits ``[batch, length, vocabulary]``.
 
         Args:
             ids: ``[batch, length]``.
             rotation: from `rotation` for the positions of these tokens.
             mask: additive attention mask, broadcast to ``[batch, heads, length, past + length]``.
-            past: one list a layer, empty at first; extended in place with keys and values.
+            past: room for keys and values, from `room_for`. They are written behind those that the mask shows before.
         """
         x = F.embedding(ids, self.embedding)
         for index, block in enumerate(self.blocks):
             x = block(x, rotation, mask, None if past is None else past[index])
         return F.linear(F.rms_norm(x, (self.shape.width,), self.norm, EPSILON), self.embedding)
+
+
+def room_for(planner: Planner, batch: int, length: int, dtype: torch.dtype) -> Tensor:
+    """An empty cache ``[layers, 2, batch, heads, length, head]`` for keys and values."""
+    shape = planner.shape
+    sizes = (shape.layers, 2, batch, shape.heads, length, shape.head)
+    return torch.zeros(sizes, dtype=dtype, device=planner.embedding.device)
 
 
 def rotation(shape: Shape, positions: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ from training.vocabulary import (
 )
 from tts_agent.pocket.countdown import Puzzle, Step
 
-ALTERNATIVES = 5
-"""At most this many different tokens are right at one position: five numbers, four operators."""
+ALTERNATIVES = 6
+"""At most this many different tokens are right at one position: six numbers, four operators."""
 DEAD_WEIGHT = 0.1
 """Weight of the step choice where no step wins: enough to stay legal, too little to cost skill."""
 
@@ -132,12 +132,14 @@ class _Row:
             self.targets.append((index, slot, token, share))
         self.language.append((index, weight))
 
-    def verdict(self, index: int, sure: bool) -> None:
+    def verdict(self, index: int, value: float) -> None:
+        """The answer to a question: sure with this probability."""
         self.ids[index] = QUESTION
-        self.targets.append((index, 0, SURE if sure else IMPOSSIBLE, 1.0))
+        self.targets.append((index, 0, SURE, value))
+        self.targets.append((index, 1, IMPOSSIBLE, 1.0 - value))
         self.verdicts.append(index)
 
-    def path(self, trace: Trace) -> None:
+    def path(self, trace: Trace, values: Sequence[float]) -> None:
         ids = prompt_ids(trace.puzzle)
         for state, step in enumerate(trace.steps):
             end = len(ids) - 1
@@ -150,8 +152,8 @@ class _Row:
         self.expect(len(ids) - 1, {EOS: 1.0}, 1.0)
         ids.append(EOS)
         self.ids[: len(ids)] = ids
-        for state, sure in enumerate(trace.winnable):
-            self.verdict(self.layout.questions + state, sure)
+        for state, value in enumerate(values):
+            self.verdict(self.layout.questions + state, value)
 
     def _choice(self, end: int, step: Step, advice: dict[Choice, float], weight: float) -> None:
         """Targets of the first number, the operator and the second number of a line."""
@@ -168,18 +170,33 @@ class _Row:
             taken = (step.a, step.op, step.b)[place]
             support = {choice: share for choice, share in support.items() if choice[place] == taken}
 
-    def side(self, rank: int, side: Side) -> None:
+    def side(self, rank: int, side: Side, value: float) -> None:
         start = self.layout.side(rank)
         line = line_ids(side.step)
         self.ids[start : start + len(line)] = line
         if side.legal:
             for offset in range(3, len(line)):
                 self.expect(start + offset - 1, {line[offset]: 1.0}, 1.0)
-        self.verdict(start + len(line), side.winnable)
+        self.verdict(start + len(line), value)
 
 
-def pack(layout: Layout, traces: Sequence[Trace], *, verdict_weight: float) -> Batch:
-    """The batch of `traces`, which must all have the layout's size and ask at its states."""
+def labels(trace: Trace, discount: float = 1.0) -> list[float]:
+    """The solver's value of every state of the path, then of every side line.
+
+    It is `discount` to the power of the lines to come where the target can be reached, else 0.
+    """
+    size = len(trace.puzzle.numbers)
+    path = [discount ** (size - 1 - state) if sure else 0.0 for state, sure in enumerate(trace.winnable)]
+    return path + [discount ** (size - 2 - side.state) if side.winnable else 0.0 for side in trace.sides]
+
+
+def pack(
+    layout: Layout, traces: Sequence[Trace], *, verdict_weight: float, values: Sequence[Sequence[float]] | None = None
+) -> Batch:
+    """The batch of `traces`, which must all have the layout's size and ask at its states.
+
+    `values` are the answers to the questions of each trace, in the order of `labels`, which they are by default.
+    """
     shape = (len(traces), layout.length)
     ids = np.full(shape, PAD, dtype=np.int64)
     right = np.zeros((*shape, ALTERNATIVES), dtype=np.int64)
@@ -187,10 +204,11 @@ def pack(layout: Layout, traces: Sequence[Trace], *, verdict_weight: float) -> B
     language = np.zeros(shape, dtype=np.float32)
     verdict = np.zeros(shape, dtype=np.float32)
     for number, trace in enumerate(traces):
+        answers = labels(trace) if values is None else values[number]
         row = _Row(layout)
-        row.path(trace)
+        row.path(trace, answers[: layout.size])
         for rank, side in enumerate(trace.sides):
-            row.side(rank, side)
+            row.side(rank, side, answers[layout.size + rank])
         ids[number] = row.ids
         index, slot, token, part = zip(*row.targets, strict=True)
         right[number, index, slot] = token

@@ -1,4 +1,11 @@
-"""Draws the puzzles that ship with the package: ``python -m training.puzzles [--out FILE]``."""
+"""Draws the puzzles that ship with the package: ``python -m training.puzzles [--out FILE]``.
+
+A first set of held-out puzzles was looked at while the package was written. It is drawn here again only to be left
+out: what ships as ``heldout`` comes after it in the same random order. With five numbers no multiset of the first set
+comes again, and with five and six every puzzle has a multiset of its own. With four there are too few held-out
+multisets for that: those puzzles are new, their multisets are not. Of three numbers only 231 new puzzles exist; seen
+ones fill up the set, at its end. Every held-out Game of 24 was in the first set, and all of them ship.
+"""
 
 import argparse
 import json
@@ -12,16 +19,19 @@ from training.traces import TARGETS
 from tts_agent.pocket.puzzles import SPLITS, Split
 
 SEED = 24
-COUNTS: dict[Split, dict[str, int]] = {
-    "heldout": {"countdown3": 400, "countdown4": 400, "countdown5": 600},
-    "dev": {"countdown3": 200, "countdown4": 200, "countdown5": 200},
-}
-GAME24_LIMIT: dict[Split, int | None] = {"heldout": None, "dev": 200}
-"""All solvable held-out Games of 24 ship."""
+COUNT = 400
+"""Puzzles of each kind and split, but for Game of 24. There are only 218 dev puzzles of three numbers."""
+SEEN = {3: 400, 4: 400, 5: 600}
+"""How many of the held-out puzzles of each size, in the drawn order, were looked at during development."""
+DEV_GAME24 = 200
+"""At most so many dev Games of 24; there are 52."""
+
+Listed = list[int]
+"""The numbers of a puzzle, then its target."""
 
 
-def draw(split: Split, size: int, targets: list[int], solver: Solver, rng: random.Random) -> list[list[int]]:
-    """Every solvable puzzle of the split, numbers and then the target, in random order."""
+def draw(split: Split, size: int, targets: list[int], solver: Solver, rng: random.Random) -> list[Listed]:
+    """Every solvable puzzle of the split, in random order."""
     found = []
     for numbers in combinations_with_replacement(range(LOWEST, HIGHEST + 1), size):
         if part_of(numbers) != split:
@@ -34,17 +44,57 @@ def draw(split: Split, size: int, targets: list[int], solver: Solver, rng: rando
     return found
 
 
-def every_set(solver: Solver) -> dict[Split, dict[str, list[list[int]]]]:
+def draw_multisets(split: Split, size: int, solver: Solver, rng: random.Random) -> list[Listed]:
+    """`COUNT` solvable puzzles of the split with different multisets; each target a multiset has is as likely."""
+    multisets = [
+        numbers
+        for numbers in combinations_with_replacement(range(LOWEST, HIGHEST + 1), size)
+        if part_of(numbers) == split
+    ]
+    rng.shuffle(multisets)
+    found = []
+    for numbers in multisets:
+        counts = solver.counts(numbers)
+        if targets := [target for target in TARGETS if counts[target]]:
+            found.append([*rng.sample(numbers, size), rng.choice(targets)])
+        if len(found) == COUNT:
+            break
+    return found
+
+
+def unseen(found: list[Listed], size: int, games: list[Listed]) -> list[Listed]:
+    """The first held-out puzzles in the order of `found` that nobody has looked at, nor as a Game of 24.
+
+    If there are fewer than `COUNT`, seen ones follow.
+    """
+    seen = SEEN[size]
+    used = {tuple(sorted(puzzle[:-1])) for puzzle in found[:seen]} if size == 5 else set()
+    shown = {tuple(sorted(puzzle[:-1])) for puzzle in games}
+    kept = []
+    for puzzle in found[seen:]:
+        multiset = tuple(sorted(puzzle[:-1]))
+        if multiset in used or (puzzle[-1] == 24 and multiset in shown):
+            continue
+        if size == 5:
+            used.add(multiset)
+        kept.append(puzzle)
+    return [*kept, *found[:seen]][:COUNT]
+
+
+def every_set(solver: Solver) -> dict[Split, dict[str, list[Listed]]]:
     """All sets of both splits."""
     rng = random.Random(SEED)
-    drawn: dict[Split, dict[str, list[list[int]]]] = {}
+    drawn: dict[Split, dict[str, list[Listed]]] = {}
     for split in SPLITS:
-        sets = {
-            f"countdown{size}": draw(split, size, list(TARGETS), solver, rng)[: COUNTS[split][f"countdown{size}"]]
-            for size in (3, 4, 5)
-        }
-        sets["game24"] = draw(split, 4, [24], solver, rng)[: GAME24_LIMIT[split]]
-        drawn[split] = sets
+        found = {size: draw(split, size, list(TARGETS), solver, rng) for size in (3, 4, 5)}
+        games = draw(split, 4, [24], solver, rng)
+        if split == "heldout":
+            chosen = {size: unseen(puzzles, size, games) for size, puzzles in found.items()}
+        else:
+            chosen, games = {size: puzzles[:COUNT] for size, puzzles in found.items()}, games[:DEV_GAME24]
+        drawn[split] = {f"countdown{size}": puzzles for size, puzzles in chosen.items()}
+        drawn[split]["countdown6"] = draw_multisets(split, 6, solver, random.Random(f"{SEED} {split}"))
+        drawn[split]["game24"] = games
     return drawn
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from training.network import Planner, rotation
+from training.network import Planner, room_for, rotation
 from training.packing import prompt_ids
 from training.vocabulary import EOS, EQUALS, LEFT, NEWLINE, NUMBER, TOKENS
 from tts_agent.pocket.countdown import OPERATORS, Puzzle, Step
@@ -20,21 +20,27 @@ def sample(
     more.
     """
     size = len(puzzles[0].numbers)
-    prompts = torch.tensor([prompt_ids(puzzle) for puzzle in puzzles])
+    device = planner.embedding.device
+    prompts = torch.tensor([prompt_ids(puzzle) for puzzle in puzzles], device=device)
     room = sum(left + 7 for left in range(1, size)) + 4
-    wheel = rotation(planner.shape, torch.arange(prompts.shape[1] + room))
-    past: list[list[torch.Tensor]] = [[] for _ in planner.blocks]
+    wheel = rotation(planner.shape, torch.arange(prompts.shape[1] + room)).to(device)
+    precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+    past = room_for(planner, len(puzzles), prompts.shape[1] + room, precision)
     length = prompts.shape[1]
-    causal = torch.zeros(length, length).masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
-    logits = planner(prompts, wheel[:, :length], causal, past)[:, -1]
-    written = []
+    causal = torch.full((length, length), float("-inf")).triu(1).to(device)
+    logits = planner(prompts, wheel[:, :length], causal, past)[:, -1].float()
+    written: list[torch.Tensor] = []
     for index in range(length, length + room):
         if temperature == 0:
             chosen = logits.argmax(-1)
         else:
-            chosen = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+            # Drawn on the CPU, so that a seed gives the same draws on every device.
+            shares = (logits / temperature).softmax(-1).cpu()
+            chosen = torch.multinomial(shares, 1, generator=generator)[:, 0].to(device)
         written.append(chosen)
-        logits = planner(chosen[:, None], wheel[:, index : index + 1], torch.zeros(1, index + 1), past)[:, -1]
+        if len(written) < room:
+            open_mask = torch.zeros(1, index + 1, device=device)
+            logits = planner(chosen[:, None], wheel[:, index : index + 1], open_mask, past)[:, -1].float()
     rows = torch.stack(written, 1).tolist()
     return [row[: row.index(EOS)] if EOS in row else row for row in rows]
 

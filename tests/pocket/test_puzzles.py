@@ -2,14 +2,14 @@
 
 import pytest
 
-from training.puzzles import every_set
+from training.puzzles import COUNT, SEEN, every_set, unseen
 from training.solver import Solver
 from training.split import part_of
 from tts_agent.errors import ConfigError
 from tts_agent.pocket.countdown import Puzzle
 from tts_agent.pocket.puzzles import NAMES, SPLITS, Name, Split, load
 
-SIZE = {"countdown3": 3, "countdown4": 4, "countdown5": 5, "game24": 4}
+SIZE = {"countdown3": 3, "countdown4": 4, "countdown5": 5, "countdown6": 6, "game24": 4}
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,32 @@ def test_each_puzzle_is_solvable_and_of_its_split(name: Name, split: Split, solv
 
 
 def test_there_are_enough() -> None:
-    assert len(load("countdown5", "heldout")) >= 600
-    assert len(load("game24", "heldout")) >= 60
-    for name in ("countdown3", "countdown4"):
-        assert len(load(name, "heldout")) >= 400
-    for name in ("countdown3", "countdown4", "countdown5"):
-        assert len(load(name, "dev")) == 200
+    for name in NAMES:
+        if name != "game24":
+            assert len(load(name, "heldout")) == COUNT
+    assert len(load("game24", "heldout")) == 198
+    for name in ("countdown4", "countdown5", "countdown6"):
+        assert len(load(name, "dev")) == COUNT
+    assert len(load("countdown3", "dev")) == 218
+    assert len(load("game24", "dev")) == 52
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_multiset_comes_twice_with_six_numbers_nor_held_out_with_five(split: Split) -> None:
+    names: tuple[Name, ...] = ("countdown5", "countdown6") if split == "heldout" else ("countdown6",)
+    for name in names:
+        multisets = {tuple(sorted(puzzle.numbers)) for puzzle in load(name, split)}
+        assert len(multisets) == COUNT
+
+
+def test_what_was_looked_at_is_left_out() -> None:
+    seen = SEEN[5]
+    looked_at = [[1, 2, 3, 4, 5 + number % 8, 20 + number // 8] for number in range(seen)]
+    again = [[5, 4, 3, 2, 1, 99], [9, 9, 9, 9, 9, 30], [9, 9, 9, 9, 9, 31]]
+    assert unseen([*looked_at, *again], 5, [])[0] == [9, 9, 9, 9, 9, 30]
+    assert [9, 9, 9, 9, 9, 31] not in unseen([*looked_at, *again], 5, [])
+    four = [[1, 2, 3, 4, 20]] * SEEN[4]
+    assert unseen([*four, [8, 3, 5, 1, 24], [8, 3, 5, 1, 25]], 4, [[1, 3, 5, 8, 24]])[0] == [8, 3, 5, 1, 25]
 
 
 def test_unknown_names_list_the_known_ones() -> None:

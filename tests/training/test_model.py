@@ -1,20 +1,26 @@
 """The shipped folder: small, complete, and the same in Hugging Face's classes as in the training code."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from training.measure import Walk, area, measure, verdicts
+from training import record
+from training.machine import this_machine
+from training.measure import EXACT, Walk, area, measure, verdicts
 from training.network import Planner, Shape, load_folder, rotation, save_folder
 from training.packing import prompt_ids
 from training.sampling import sample
 from training.solver import Solver
+from training.split import forbidden
 from training.train import Recipe, train
-from training.vocabulary import IMPOSSIBLE, QUESTION, SURE, TOKENS
+from training.vocabulary import IMPOSSIBLE, NEWLINE, QUESTION, SURE, TOKENS
 from tts_agent.pocket import model_folder
 from tts_agent.pocket.countdown import Puzzle, prompt_text
 from tts_agent.pocket.puzzles import load
@@ -115,18 +121,61 @@ def test_walks_stop_at_the_first_fault() -> None:
     assert not Walk(puzzle, good).solved
     bad = Walk(puzzle, codec.encode("8*3=25 left: 25 5 1\n").ids)
     assert bad.faulty and bad.illegal is not None and not bad.steps
-    assert Walk(puzzle, [SURE, IMPOSSIBLE, codec.token_to_id("\n")]).faulty
+    assert Walk(puzzle, [SURE, IMPOSSIBLE, NEWLINE]).faulty
 
 
 def test_area_counts_ordered_pairs() -> None:
     assert area([(True, 2.0), (False, 1.0), (True, 0.0), (False, -1.0)]) == 0.75
 
 
-def test_training_gives_equal_weights_twice(tmp_path: Path) -> None:
-    recipe = Recipe(shape=Shape(width=32, layers=1, heads=2, inner=48), steps=4, batch=8, warmup=1)
-    first, second = (
-        train(recipe, tmp_path / name, compiled=False, report_every=2, save_every=100) for name in ("a", "b")
-    )
+TINY = Recipe(shape=Shape(width=32, layers=1, heads=2, inner=48), steps=8, batch=4, warmup=1, own_from=3, own_share=0.5)
+
+
+def run(recipe: Recipe, out: Path, **settings: Any) -> Planner:
+    usual: dict[str, Any] = {"report_every": 2, "save_every": 5, "measure_every": 100, "machine": EXACT}
+    return train(recipe, out, solver=Solver(), compiled=False, **(usual | settings))
+
+
+def assert_equal(first: Planner, second: Planner) -> None:
     for name, weight in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], weight, rtol=0, atol=0)
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "a").num_parameters() < 30_000
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    file = io.StringIO()
+    whole = run(TINY, tmp_path / "whole", record=file)
+    resumed = run(TINY, tmp_path / "resumed", resume=tmp_path / "whole" / "checkpoint.pt")
+    assert_equal(whole, resumed)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "whole").num_parameters() < 30_000
+    file.seek(0)
+    seen = list(record.states(file))
+    assert len(seen) > 8 * 4 * 3
+    assert not any(map(forbidden, seen))
+
+
+def test_a_longer_run_is_a_shorter_one_until_that_ones_rate_falls(tmp_path: Path) -> None:
+    short = run(TINY, tmp_path / "short")
+    run(replace(TINY, steps=11), tmp_path / "long", save_every=6)
+    branch = run(TINY, tmp_path / "branch", resume=tmp_path / "long" / "checkpoint.pt")
+    assert_equal(short, branch)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    run(TINY, tmp_path)
+    with pytest.raises(ValueError, match="is of the recipe .*; resume with its settings"):
+        run(replace(TINY, rate=1e-3), tmp_path, resume=tmp_path / "checkpoint.pt")
+
+
+def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
+    recipe = Recipe(steps=1000, warmup=100, cooldown=0.25)
+    assert recipe.rate_at(0) == pytest.approx(recipe.rate / 100)
+    assert recipe.rate_at(100) == recipe.rate_at(749) == recipe.rate
+    assert recipe.rate_at(999) == pytest.approx(recipe.rate / 250)
+
+
+@pytest.mark.skipif(not this_machine().bf16, reason="this processor has no bf16 products")
+def test_bf16_products_give_nearly_the_same_loss_and_full_weights(tmp_path: Path) -> None:
+    exact = run(TINY, tmp_path / "exact")
+    mixed = run(TINY, tmp_path / "mixed", machine=this_machine())
+    assert {weight.dtype for weight in mixed.parameters()} == {torch.float32}
+    torch.testing.assert_close(mixed.embedding, exact.embedding, rtol=0, atol=0.05)

@@ -1,5 +1,8 @@
 """The solver against plain search over the rules."""
 
+import random
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,10 +26,44 @@ def test_moves_are_the_legal_steps(numbers: tuple[int, ...]) -> None:
     assert len(found) == len(written)
 
 
+@pytest.fixture(scope="module")
+def complete() -> Solver:
+    """A solver for every target, its table of triples made."""
+    solver = Solver(largest=200)
+    solver.counts((1, 2, 3, 4))
+    return solver
+
+
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=4).map(tuple), st.integers(0, 200))
-def test_counts_are_those_of_plain_search(numbers: tuple[int, ...], target: int) -> None:
-    assert Solver().solutions(numbers, target) == searched(numbers, target)
+def test_counts_are_those_of_plain_search(complete: Solver, numbers: tuple[int, ...], target: int) -> None:
+    assert complete.solutions(numbers, target) == searched(numbers, target)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 13), min_size=5, max_size=6).map(sorted), st.integers(10, 100))
+def test_a_state_has_the_solutions_of_what_its_moves_leave(complete: Solver, numbers: list[int], target: int) -> None:
+    rests = [move.rest for move in moves(tuple(numbers))]
+    assert complete.solutions(tuple(numbers), target) == sum(complete.tally(rests, target))
+    assert complete.tally(rests, target) == [int(complete.counts(rest)[target]) for rest in rests]
+
+
+def test_what_was_prepared_is_what_is_counted_on_demand() -> None:
+    prepared, lazy = Solver(), Solver()
+    prepared.prepare(5)
+    rng = random.Random(0)
+    for _ in range(40):
+        numbers = tuple(sorted(rng.randint(1, 13) for _ in range(5)))
+        rests = [move.rest for move in moves(numbers)]
+        for target in (10, 24, 100):
+            assert prepared.tally(rests, target) == lazy.tally(rests, target)
+    strange = [(3, 150, 160, 170)]  # not reached by any puzzle
+    assert prepared.tally(strange, 30) == lazy.tally(strange, 30)
+
+
+def test_a_target_beyond_the_count_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"target 101 is above 100; make Solver\(largest=101\)"):
+        Solver().solutions((1, 2), 101)
 
 
 def test_how_many_multisets_make_24() -> None:

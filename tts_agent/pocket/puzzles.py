@@ -1,7 +1,7 @@
-"""Puzzles that the shipped planner has never been trained on, all solvable.
+"""Puzzles that the shipped planners have never been trained on, all solvable.
 
 ``heldout`` is for demonstrations and benchmarks, ``dev`` for choosing settings. No multiset of numbers occurs in
-both, nor in the planner's training.
+both, and none of four or more numbers in the planners' training. ``training/puzzles.py`` says how they were drawn.
 """
 
 import json
@@ -11,8 +11,8 @@ from typing import Literal, get_args
 from tts_agent.errors import ConfigError
 from tts_agent.pocket.countdown import Puzzle
 
-Name = Literal["countdown3", "countdown4", "countdown5", "game24"]
-"""Countdown with three, four or five numbers and a target from 10 to 100, or Game of 24."""
+Name = Literal["countdown3", "countdown4", "countdown5", "countdown6", "game24"]
+"""Countdown with three to six numbers and a target from 10 to 100, or Game of 24."""
 Split = Literal["heldout", "dev"]
 
 NAMES: tuple[Name, ...] = get_args(Name)
