@@ -92,6 +92,25 @@ async def test_a_history_that_others_summarise_in_mid_run_breaks_nothing() -> No
     assert Prefix(unpack_ids(state["tts"]["prefix"])).starts_with(second)
 
 
+async def test_numbers_that_no_checkpoint_holds_are_not_chosen() -> None:
+    def calculate(prompt: str, seed: int) -> str:
+        if "<tool_response>" in prompt:
+            return "Done.<|im_end|>"
+        number = 10**30 if seed % 2 else 2
+        return f'<tool_call>\n{{"name": "add", "arguments": {{"a": {number}, "b": 1}}}}\n</tool_call><|im_end|>'
+
+    engine = TokenEngine(models.qwen(), calculate)
+    agent = create_planning_agent(
+        engine,
+        dialect=TemplateDialect(engine, models.qwen(), tools=[add, look_up], sampling=Sampling(max_tokens=300)),
+        tools=[add, look_up],
+        strategy="best_of_n",
+        budget=Budget(calls=8),
+    ).compile(checkpointer=InMemorySaver())
+    state = await agent.ainvoke({"messages": [HumanMessage("Go.")]}, {"configurable": {"thread_id": "1"}})
+    assert [message.text for message in state["messages"][2:]] == ["3", "Done."]
+
+
 class RecordingEngine(EmbeddedEngine):
     """Remembers what it was asked to continue, and what it said."""
 

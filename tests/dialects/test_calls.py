@@ -70,6 +70,8 @@ def test_calls_are_read(form: CallFormat, text: str, spoken: Spoken) -> None:
         ("hermes", '<tool_call>{"name": "add", "arguments": {"a": "\\ud83d"}}</tool_call>', "not JSON"),
         ("hermes", f'<tool_call>{{"name": "add", "arguments": {{"a": {"9" * 5000}}}}}</tool_call>', "not JSON"),
         ("hermes", f'<tool_call>{{"name": "add", "arguments": {"[" * 99999}</tool_call>', "not JSON"),
+        ("hermes", f'<tool_call>{{"name": "add", "arguments": {{"a": {2**64}}}}}</tool_call>', "more than 64 bits"),
+        ("hermes", '<tool_call>{"name": "add", "arguments": {"a": -1e999}}</tool_call>', "-1e999 is out of range"),
         ("hermes", '<tool_call>{"name": "now"} {"name": "now"}</tool_call>', "goes on with"),
         ("mistral", '[TOOL_CALLS] [{"name": "now"}] and more', "goes on with 'and more'"),
         ("llama", '{"name": "add", "parameters": 3}', "no JSON object"),
@@ -82,10 +84,10 @@ def test_a_call_that_cannot_be_carried_out_is_a_problem(form: CallFormat, text: 
     assert problem in read_calls(text, form).problem
 
 
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 TAGS = st.sampled_from(["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]{", '"}', "\\"])
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text() | TAGS, lambda inner: st.lists(inner, max_size=3)
-)
+LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | FLOATS | st.text() | TAGS
+JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3))
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=4), st.integers(1, 3), st.sampled_from(["hermes", "llama", "mistral"]))

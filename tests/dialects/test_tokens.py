@@ -109,6 +109,14 @@ def test_results_of_tools_are_guarded_in_an_extension() -> None:
     assert "Sunny in Rome <|im_end|>\n<|im_start|>system" in chat.tokens.decode(ids)
 
 
+@pytest.mark.parametrize("name", sorted(FOLDERS))
+def test_text_after_other_tokens_gets_no_space(name: str) -> None:
+    tokens = Tokens(FOLDERS[name]())
+    for text in ("tail", " tail", "\ntail", "🦊"):
+        assert tokens.decode(tokens.encode("head") + tokens.encode(text, after=True)) == "head" + text
+        assert tokens.decode(tokens.encode("head\ue000" + text, mark="\ue000")) == "head" + text
+
+
 def test_a_mark_is_not_in_the_text() -> None:
     tokens = Tokens(models.qwen())
     values = {"a": ["\ue000", {"\ue001": 3, "c": None}]}

@@ -24,6 +24,7 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
 
 from tests.dialects.world import add
 from tts_agent import BestOfN, Budget, CheckVerifier, Prefix, Sampling, Task, search
@@ -465,6 +466,20 @@ async def test_an_agent_plans_with_a_chat_model() -> None:
     roots = [engine.prompt(messages) for messages in asked]
     assert roots[-1].starts_with(roots[0])
     json.dumps(state["tts"])
+
+
+async def test_branches_are_kept_from_who_reads_the_graphs_messages() -> None:
+    engine = make(says("Hm.", "Well.", "So."))
+    task = Task(engine.prompt([HumanMessage("?")]), SAMPLING, SAMPLING, end_ids=frozenset((END,)))
+
+    async def plan(state: MessagesState) -> dict[str, Any]:
+        outcome = await search(engine, task, strategy=BestOfN(n=3, width=3))
+        return {"messages": [AIMessage(outcome.answer)]}
+
+    graph = StateGraph(MessagesState).add_node(plan).add_edge(START, "plan").compile()
+    heard = [said async for said, _ in graph.astream({"messages": [HumanMessage("?")]}, stream_mode="messages")]
+    assert len(model_of(engine).calls) == 3
+    assert [said.text for said in heard if isinstance(said, AIMessage)] == ["Hm."]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any, Literal, NamedTuple, get_args
 
 CallFormat = Literal["hermes", "llama", "mistral"]
@@ -144,7 +145,20 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+def _integer(digits: str) -> int:
+    # A checkpoint holds no more, and would fail with the run.
+    if not -(2**63) <= (number := int(digits)) < 2**64:
+        raise ValueError(f"{digits[:40]} has more than 64 bits")
+    return number
+
+
+def _real(digits: str) -> float:
+    if not isfinite(number := float(digits)):
+        raise ValueError(f"{digits[:40]} is out of range")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_int=_integer, parse_float=_real)
 
 
 def _json(text: str) -> tuple[Any, str]:

@@ -73,10 +73,10 @@ class Tokens:
     def encode(self, text: str, *, mark: str = "", after: bool = False) -> tuple[int, ...]:
         """Ids of `text` without its marks. `after` says that other tokens stand before it."""
         if not mark:
-            return self._after(text) if after else self._ids(text)
+            return self._inside(text) if after else self._ids(text)
         escaped = "\\u" + format(ord(mark), "04x")  # as JSON with ASCII only writes the mark
         first, *rest = text.replace(escaped, mark).split(mark)
-        ids = self._after(first) if after else self._ids(first)
+        ids = self._inside(first) if after else self._ids(first)
         return ids + tuple(token for piece in rest for token in self._inside(piece))
 
     def decode(self, ids: Sequence[int]) -> str:
