@@ -306,3 +306,35 @@ def test_a_parent_whose_next_thoughts_are_all_seen_is_not_grown_again() -> None:
     assert proposed(often, [log(0.2)] * 3, ["x"] * 3) == 1  # the same thought three times has been seen once
     assert proposed(often, [None, None], ["x", "y"]) == 1  # an engine without log-probabilities says nothing
     assert proposed(BestFirst(k=1, discount=0.7, unseen=False), likely, ["x", "y"]) == 1
+
+
+@pytest.mark.parametrize("strategy", [BestFirst(k=2, enough=0.6), BestOfN(n=None, width=2, unit="thought", enough=0.6)])
+async def test_an_answer_that_is_good_enough_ends_the_search(strategy: Any) -> None:
+    ended = 0
+    for seed in range(8):
+        engine = make_engine()
+        outcome = await search(
+            engine,
+            make_task(engine, solvable=False),
+            strategy=strategy,
+            verifier=make_verifier(engine),
+            budget=Budget(calls=300),
+            seed=seed,
+        )
+        tree = outcome.tree
+        good = {n for n, t in tree.thoughts.items() if t.status == "complete" and (tree.value(n) or 0) >= 0.6}
+        if outcome.stop is StopReason.CONVERGED:
+            ended += 1
+            kinds = [event.kind for event in outcome.log]
+            first = next(n for n, e in enumerate(outcome.log) if isinstance(e, Judged) and e.thought in good)
+            assert outcome.path[-1].id in good and "planned" not in kinds[first:]
+        else:
+            assert not good
+    assert ended
+
+
+@pytest.mark.parametrize("kind", [BestFirst, BestOfN])
+def test_a_value_that_is_enough_lies_above_nothing(kind: Any) -> None:
+    for enough in (0.0, 1.1):
+        with pytest.raises(ConfigError, match="enough"):
+            kind(enough=enough)

@@ -65,6 +65,13 @@ def valued(value: float | None, unvalued: float = UNVALUED) -> float:
     return unvalued if value is None else value
 
 
+def suffices(tree: ThoughtTree, thought: int, enough: float | None) -> bool:
+    """Whether `thought` is a whole answer with a value of at least `enough`, so that no better one is looked for."""
+    if enough is None or tree.thoughts[thought].status != "complete":
+        return False
+    return valued(tree.value(thought), 0.0) >= enough
+
+
 _RANK = {"solved": 3, "complete": 2, "open": 1}
 
 

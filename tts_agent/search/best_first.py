@@ -22,7 +22,7 @@ from tts_agent.events import (
     Sampled,
     Settled,
 )
-from tts_agent.search.base import UNVALUED, Allowance, best, valued
+from tts_agent.search.base import UNVALUED, Allowance, best, suffices, valued
 from tts_agent.thought import ROOT, Expansion, Thought, Unit
 from tts_agent.tree import ThoughtTree
 
@@ -43,10 +43,11 @@ class BestFirstState:
     covered: dict[int, float] = field(default_factory=dict)  # parent -> probability that a child says one of these
     pending: set[int] = field(default_factory=set)
     planned: int = 0
+    ended: bool = False  # an answer is good enough
     judged: bool = True  # whether verdicts are to come
 
     def snapshot(self) -> Any:
-        return sorted(self.heap), self.times, self.covered, sorted(self.pending)
+        return sorted(self.heap), self.times, self.covered, sorted(self.pending), self.ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,9 @@ class BestFirst:
     changes nothing.
 
     `discount=0` grows each thought once. The root's value is 1. `unvalued` stands for the value of a thought that no
-    verdict and no parent gives one. `max_expansions` bounds the search without a budget.
+    verdict and no parent gives one. `enough` ends the search with the first whole answer of such a value, which saves
+    what looking for a better one would cost, and the chance that a wrong one looks better. `max_expansions` bounds the
+    search without a budget.
     """
 
     name: ClassVar[str] = "best_first"
@@ -73,6 +76,7 @@ class BestFirst:
     parallel: int = 1
     unvalued: float = UNVALUED
     unseen: bool = True
+    enough: float | None = None
     max_expansions: int | None = None
 
     def __post_init__(self) -> None:
@@ -84,6 +88,8 @@ class BestFirst:
             raise ConfigError(
                 f"best_first needs discount and unvalued in [0, 1], got {self.discount!r} and {self.unvalued!r}"
             )
+        if self.enough is not None and not 0 < self.enough <= 1:
+            raise ConfigError(f"best_first enough={self.enough!r} must lie in (0, 1], or be None")
         if self.max_expansions is not None and self.max_expansions < 1:
             raise ConfigError(f"best_first max_expansions={self.max_expansions!r} must be at least 1, or None")
 
@@ -126,6 +132,7 @@ class BestFirst:
                 if not state.judged:
                     self._push(state, thought.id)
             case Judged(thought_id):
+                state.ended = state.ended or suffices(state.tree, thought_id, self.enough)
                 self._push(state, thought_id)
             case Carried(thought):
                 self._cover(state, thought)
@@ -152,7 +159,7 @@ class BestFirst:
 
     def propose(self, state: BestFirstState, allowance: Allowance, rng: Random) -> Sequence[Expansion]:
         full = self.max_expansions is not None and state.planned >= self.max_expansions
-        if full or not state.heap or len(state.pending) >= self.parallel:
+        if full or state.ended or not state.heap or len(state.pending) >= self.parallel:
             return ()
         return (Expansion(state.heap[0][1], self.k),)
 

@@ -10,6 +10,7 @@ from tts_agent.errors import ConfigError
 from tts_agent.events import (
     Cancelled,
     Event,
+    Judged,
     Lost,
     Merged,
     Opened,
@@ -17,7 +18,7 @@ from tts_agent.events import (
     Sampled,
     Settled,
 )
-from tts_agent.search.base import Allowance, best
+from tts_agent.search.base import Allowance, best, suffices
 from tts_agent.thought import ROOT, Expansion, Unit
 from tts_agent.tree import ThoughtTree
 
@@ -28,9 +29,10 @@ class BestOfNState:
     started: int = 0  # answers begun
     ready: list[int] = field(default_factory=list)  # where answers stand that wait for their next sample
     missing: dict[int, tuple[int, int]] = field(default_factory=dict)  # expansion -> (parent, samples to come)
+    ended: bool = False  # an answer is good enough
 
     def snapshot(self) -> Any:
-        return self.started, self.ready, self.missing
+        return self.started, self.ready, self.missing, self.ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class BestOfN:
     `unit="answer"` samples whole answers. `unit="thought"` samples them step by step, and a step that breaks a rule
     is sampled again from where it stood, which is the stronger baseline wherever rules can be checked; with
     `retry="answer"` the whole answer is given up there and another is begun at the root. The search ends with the first
-    answer proven right. `n=None` goes on as long as the budget lasts.
+    answer proven right. `n=None` goes on as long as the budget lasts, `enough` ends it with
+    the first whole answer of such a value.
     """
 
     name: ClassVar[str] = "best_of_n"
@@ -52,6 +55,7 @@ class BestOfN:
     width: int = 8
     unit: Unit = "answer"
     retry: Literal["step", "answer"] = "step"  # what is sampled again after a step that breaks a rule
+    enough: float | None = None
 
     def __post_init__(self) -> None:
         if (self.n is not None and self.n < 1) or self.width < 1:
@@ -64,6 +68,9 @@ class BestOfN:
             raise ConfigError(f"best_of_n retry={self.retry!r} is unknown; known: 'step', 'answer'")
         if self.unit == "answer" and self.retry == "answer":
             raise ConfigError("best_of_n retry='answer' needs unit='thought': whole answers are read at their end")
+
+        if self.enough is not None and not 0 < self.enough <= 1:
+            raise ConfigError(f"best_of_n enough={self.enough!r} must lie in (0, 1], or be None")
 
     @property
     def bounded(self) -> bool:
@@ -96,6 +103,8 @@ class BestOfN:
                     state.ready.append(thought.parent)
                 else:
                     self._begin(state, 1)
+            case Judged(thought_id):
+                state.ended = state.ended or suffices(state.tree, thought_id, self.enough)
             case Merged(thought_id, into) if thought_id in state.ready:
                 # The same state was reached before: the answer goes on from there, or ends where that one ended.
                 state.ready.remove(thought_id)
@@ -109,7 +118,7 @@ class BestOfN:
                     state.ready.extend([parent] * missing)
 
     def propose(self, state: BestOfNState, allowance: Allowance, rng: Random) -> Sequence[Expansion]:
-        if self.unit == "answer" and state.missing:
+        if state.ended or (self.unit == "answer" and state.missing):
             return ()
         return [Expansion(parent, n, self.unit) for parent, n in Counter(state.ready).items()]
 
