@@ -27,6 +27,7 @@ from benchmarks.quality.arms import arms
 from benchmarks.quality.bars import bars
 from benchmarks.quality.limits import limit_table, limited
 from benchmarks.quality.plots import plot
+from benchmarks.quality.routing import routing
 from benchmarks.quality.run import Model, Plan, model, plans, run
 from benchmarks.quality.show import bar_table, markdown
 from benchmarks.quality.store import Store
@@ -66,7 +67,12 @@ def report(todo: Sequence[Plan], store: Store, folder: Path | None) -> tuple[dic
         for name in dict.fromkeys(plan.quest.name for plan in todo)
     }
     told: dict[str, Any] = {name: summary(table) for name, table in tables.items()}
-    parts = [markdown(table, told[name]) for name, table in tables.items()]
+    parts = []
+    for name, table in tables.items():
+        routed = routing(table)
+        if routed is not None:
+            told[name]["routing"] = routed
+        parts.append(markdown(table, told[name]))
     found = bars(tables)
     if found:
         parts.append("### Claims\n\n" + bar_table(found) + "\n")

@@ -61,16 +61,17 @@ class Setting:
 
 # Chosen on dev puzzles as the protocol says; docs/performance.md has the trials.
 _ONE_BY_ONE: dict[str, Any] = {"n": None, "width": 1}
+_ENOUGH = 0.98  # the value of an answer that nothing but verdicts judges, from which on no better one is looked for
 _BEAM_K: dict[Family, int] = {"short": 4, "long": 4, "verdict": 4}
 _TREE: dict[Family, BestFirst] = {
-    "short": BestFirst(k=2, discount=0.8),
-    "long": BestFirst(k=2, discount=0.8),
-    "verdict": BestFirst(k=2, discount=0.8),
+    "short": BestFirst(k=1, discount=0.9),
+    "long": BestFirst(k=1, discount=0.9),
+    "verdict": BestFirst(k=1, discount=0.9, enough=_ENOUGH),
 }
 _TEMPERATURE: dict[Family, dict[str, float]] = {
-    "short": {"answers": 0.6, "steps": 0.6, "vote": 0.6, "beam": 0.7, "best-first": 0.7},
-    "long": {"answers": 0.6, "steps": 0.6, "vote": 0.6, "beam": 0.7, "best-first": 0.7},
-    "verdict": {"answers": 0.6, "vote": 0.6, "best-first": 0.7},
+    "short": {"answers": 0.6, "steps": 0.6, "vote": 0.6, "beam": 0.7, "best-first": 0.85},
+    "long": {"answers": 0.6, "steps": 0.6, "vote": 0.6, "beam": 0.7, "best-first": 0.85},
+    "verdict": {"answers": 0.7, "vote": 0.6, "best-first": 0.85},
 }
 
 
@@ -95,7 +96,7 @@ def setting(quest: Quest, arm: ArmName, budget: int) -> Setting:
         return Setting(BestOfN(**_ONE_BY_ONE), temperature, votes=True)
     if kind == "answers":
         if not quest.checked:
-            return Setting(BestOfN(**_ONE_BY_ONE), temperature, "planner")
+            return Setting(BestOfN(**_ONE_BY_ONE, enough=_ENOUGH), temperature, "planner")
         return Setting(BestOfN(**_ONE_BY_ONE, unit="thought", retry="answer"), temperature)
     if kind == "steps":
         return Setting(BestOfN(**_ONE_BY_ONE, unit="thought"), temperature)

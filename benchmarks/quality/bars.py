@@ -87,7 +87,7 @@ def _game24(table: Table) -> Bar:
 
 
 def _verdict(table: Table) -> Bar | None:
-    budget = 800
+    budget = 200
     accuracy, difference = table.accuracy(SEARCH, budget), table.difference(SEARCH, "answers", budget)
     if difference is None:
         return None
@@ -95,7 +95,7 @@ def _verdict(table: Table) -> Bar | None:
     return Bar(
         "game24-verdict: nothing checked",
         ">= 65% at <= 800 computed tokens, and not below best-of-N chosen by the same verdict",
-        f"{spread(accuracy, '.1%')}; {spread(difference, '+.1%')} beside best-of-N",
+        f"at {budget}: {spread(accuracy, '.1%')}; {spread(difference, '+.1%')} beside best-of-N",
         accuracy.value >= 0.65 and difference.low >= 0,
     )
 

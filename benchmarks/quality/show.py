@@ -19,6 +19,7 @@ def markdown(table: Table, told: dict[str, Any]) -> str:
         rows_of(["arm", *heads], _accuracies(table, told)),
         rows_of(["difference, points", *heads], _differences(table, told)),
         rows_of(["arm", *_USE], _use(table, told)),
+        rows_of(["one greedy answer, then tree search", *heads], _routing(told)),
     ]
     if "token_ratio_at_equal_accuracy" in told:
         ratio = told["token_ratio_at_equal_accuracy"]
@@ -70,6 +71,14 @@ def _use(table: Table, told: dict[str, Any]) -> Iterator[list[str]]:
             f"{row['saturation']:,}" if row["saturation"] else "-",
             "-" if fit is None else f"{_FORMS[fit['kind']].format(**fit)} (± {100 * fit['error']:.1f})",
         ]
+
+
+def _routing(told: dict[str, Any]) -> Iterator[list[str]]:
+    rows = told.get("routing", {}).values()
+    if rows:
+        yield ["solved, %", *(_cell(row["accuracy"], "value", 100) for row in rows)]
+        yield ["- search alone, points", *(_cell(row["accuracy_difference"], "value", 100, "+") for row in rows)]
+        yield ["- search alone, tokens", *(_cell(row["computed_difference"], "value", 1, "+") for row in rows)]
 
 
 _FORMS = {"log": "{a:.3f} log C {b:+.3f}", "power": "1 - {c:.2f} C^-{p:.2f}"}
