@@ -2,7 +2,10 @@
 
 from tts_agent.nodes.act import make_act_node
 from tts_agent.nodes.agent import create_planning_agent, route, route_expanded, route_selected
+from tts_agent.nodes.overrides import BudgetOverride, TTSContext
 from tts_agent.nodes.plan import PlanNode, make_plan_node
+from tts_agent.nodes.shared import SharedBudget
+from tts_agent.nodes.spent import merge_budgets
 from tts_agent.nodes.stages import (
     OutsideVerifier,
     StageNode,
@@ -15,11 +18,14 @@ from tts_agent.nodes.stages import (
 from tts_agent.nodes.state import PlanState, StagedState
 
 __all__ = (
+    "BudgetOverride",
     "OutsideVerifier",
     "PlanNode",
     "PlanState",
+    "SharedBudget",
     "StageNode",
     "StagedState",
+    "TTSContext",
     "create_planning_agent",
     "judge",
     "make_act_node",
@@ -27,6 +33,7 @@ __all__ = (
     "make_plan_node",
     "make_select_node",
     "make_verify_node",
+    "merge_budgets",
     "route",
     "route_expanded",
     "route_selected",

@@ -1,0 +1,307 @@
+"""A budget for any LangChain agent."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import Annotated, Any, Literal, NoReturn, NotRequired
+
+from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, ToolCallRequest
+from langchain.agents.middleware.types import ExtendedModelResponse
+from langchain_core.messages import AIMessage, ToolMessage
+from langgraph.types import Command
+
+from tts_agent.budget import Budget, fit
+from tts_agent.errors import BudgetError, ConfigError
+from tts_agent.middleware.bounds import PromptBound, estimate
+from tts_agent.middleware.meter import CAPS, BudgetRefusal, Meter, current_meter, metering
+from tts_agent.nodes.account import Account
+from tts_agent.nodes.shared import SharedBudget
+from tts_agent.nodes.spent import BUDGETS, merge_budgets
+from tts_agent.usage import ZERO, Prices, Usage
+
+LEAST_TOKENS = 64
+"""An answer is not cut below this many tokens to make it fit; the call is refused instead."""
+
+
+class BudgetState(AgentState[Any]):
+    """State of an agent with a budget; `tts_budgets` says what was spent."""
+
+    tts_budgets: NotRequired[Annotated[dict[str, Any], merge_budgets]]
+
+
+class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
+    """Holds an agent to a `Budget`: its model calls, those inside its tools, and the agents that tools run.
+
+    A call is reserved at its worst case before it is made, settled at what the model reports, and the rest released, so
+    that calls side by side cannot spend the same room. What fails, is cancelled or reports nothing is charged in full.
+    When the budget refuses, the agent ends with a message that says so; a tool that asked for too much answers with the
+    error. With `at_limit="raise"` a `BudgetRefusal` is raised instead. `result["tts_budgets"][name]` says what was
+    spent, which `limit` refused, and why the budget is `soft`, if it is.
+
+    * Calls are always hard. Tokens and dollars are hard where the answer has a cap and the prompt a bound: the cap is
+      the model's own limit or `output_tokens`, whichever is less, cut to what is left, and passed as the argument that
+      `cap` names (or that the model has among its fields: `max_tokens` and the like); `prompt_bound=TextBound()` counts
+      bytes, `TextBound(tokenizer)` tokens. Otherwise they are soft: reserved at an estimate, charged as reported, and
+      warned of once.
+    * Seconds are those in which models or tools of the run are at work. In an asynchronous agent they cancel what runs;
+      in a synchronous one they are looked at between calls.
+    * Dollars need `prices`, in which a `SharedBudget` may come with its own.
+    * `per="run"` is one `invoke` and what resumes it, `per="thread"` a whole conversation. Give one `SharedBudget` to
+      several agents (or the same middleware) to have them spend together. A sub-agent with a budget of its own is
+      held to both.
+
+    Not seen are calls that other middleware makes outside of a model or tool call (summaries), retries inside a
+    provider's client, and threads that a tool starts without the context of their caller.
+    """
+
+    state_schema = BudgetState
+
+    def __init__(
+        self,
+        budget: Budget | SharedBudget,
+        *,
+        per: Literal["run", "thread"] | None = None,
+        prices: Prices | None = None,
+        prompt_bound: PromptBound | None = None,
+        output_tokens: int = 4096,
+        cap: str | None = None,
+        at_limit: Literal["message", "raise"] = "message",
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        if output_tokens < 1:
+            raise ConfigError(f"output_tokens={output_tokens!r} must be at least 1")
+        if at_limit not in ("message", "raise"):
+            raise ConfigError(f"at_limit={at_limit!r} is unknown; known: 'message', 'raise'")
+        if isinstance(budget, SharedBudget):
+            if per is not None or name is not None:
+                raise ConfigError(f"per={per!r} and name={name!r} are settings of a SharedBudget; set them there")
+            self.budget = budget
+        else:
+            self.budget = SharedBudget(budget, per=per or "run", name=name or "agent", prices=prices)
+        if self.budget.budget.commit_tokens is not None:
+            raise BudgetError(
+                f"commit_tokens={self.budget.budget.commit_tokens!r} has no effect on an agent, which ends with a "
+                "message of ours; leave it out"
+            )
+        self._prices, self._prompt_bound, self._output_tokens = prices, prompt_bound, output_tokens
+        self._cap, self._at_limit = cap, at_limit
+        self.beside = 0
+        """Prompt tokens beside the messages (tools), as they were seen last."""
+        self._said: set[str] = set()
+
+    @property
+    def name(self) -> str:
+        return f"BudgetMiddleware[{self.budget.name}]"
+
+    # --- what LangChain calls
+
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> ExtendedModelResponse[Any]:
+        with self._metered(request.state) as visit:
+            turn = _Turn(self, request, visit)
+            while attempt := turn.attempt():
+                try:
+                    turn.response = handler(attempt)
+                except BudgetRefusal as refusal:
+                    turn.refuse(refusal)
+            return turn.result()
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> ExtendedModelResponse[Any]:
+        with self._metered(request.state) as visit:
+            turn = _Turn(self, request, visit)
+            while attempt := turn.attempt():
+                try:
+                    async with visit.in_time():
+                        turn.response = await handler(attempt)
+                except BudgetRefusal as refusal:
+                    turn.refuse(refusal)
+            return turn.result()
+
+    def wrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
+    ) -> ToolMessage | Command[Any]:
+        with self._metered(request.state) as visit:
+            try:
+                visit.check(ZERO)
+                result = handler(request)
+            except BudgetRefusal as refusal:
+                result = self._tool_error(refusal, request)
+            return self._with_entry(result, visit)
+
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]]
+    ) -> ToolMessage | Command[Any]:
+        with self._metered(request.state) as visit:
+            try:
+                visit.check(ZERO)
+                async with visit.in_time():
+                    result = await handler(request)
+            except BudgetRefusal as refusal:
+                result = self._tool_error(refusal, request)
+            return self._with_entry(result, visit)
+
+    # --- parts of both ways
+
+    @contextmanager
+    def _metered(self, state: Any) -> Iterator["_Visit"]:
+        """Admit all model calls of this context in the account of the run."""
+        outer = current_meter()
+        around = None if outer is None else outer.account
+        account = around
+        while account is not None and not self.budget.owns(account):
+            account = account.parent
+        inside = account is not None
+        if account is None:
+            account = self.budget.open(state, inside=around)
+        meter = Meter(
+            around if inside and around is not None else account,  # what the inner one is charged, the outer ones are
+            prompt_bound=self._prompt_bound or (outer.prompt_bound if outer else None),
+            prices=self._prices or (outer.prices if outer else None),
+            output_tokens=self._output_tokens,
+            caps=(self._cap,) if self._cap else CAPS,
+            said=self._said,
+        )
+        with metering(meter):
+            yield _Visit(account, meter)
+
+    def cap(self, request: ModelRequest[Any], visit: "_Visit") -> ModelRequest[Any]:
+        """`request` with a cap on its answer that fits. Raises `BudgetRefusal` if not even the least answer fits."""
+        meter = visit.meter
+        argument = self._cap or next((name for name in CAPS if hasattr(request.model, name)), None)
+        if argument is None or not meter.counts_tokens:
+            return request
+        own = request.model_settings.get(argument) or getattr(request.model, argument, None)
+        wanted = min(own, self._output_tokens) if isinstance(own, int) else self._output_tokens
+        prompt = self.prompt_size(request, meter) + self.beside
+        account = meter.account
+        fits = fit(
+            lambda _, tokens: account.ledger.refuses(meter.bound(prompt, tokens)) is not None,
+            1,
+            wanted,
+            least_tokens=min(LEAST_TOKENS, wanted),
+        )
+        if fits is None:
+            visit.refuse(account.ledger.refuses(meter.bound(prompt, min(LEAST_TOKENS, wanted))) or "total_tokens")
+        return request.override(model_settings={**request.model_settings, argument: fits.max_tokens})
+
+    @staticmethod
+    def prompt_size(request: ModelRequest[Any], meter: Meter) -> int:
+        """The bound for the messages of `request`, without tools and what inner middleware adds."""
+        system = [request.system_message] if request.system_message else []
+        return (meter.prompt_bound or estimate)([*system, *request.messages], {}).tokens
+
+    def refusal_message(self, refusal: BudgetRefusal, account: Account) -> AIMessage:
+        """What the agent says at its end. Raises the refusal itself if that was asked for."""
+        if self._at_limit == "raise":
+            raise refusal
+        note = {"stop": "budget", "limit": refusal.unit, "budget": account.ledger.budget.to_json()}
+        text = f"I have to stop here: {_reason(refusal, account)}."
+        return AIMessage(text, response_metadata={"tts": note})
+
+    def _tool_error(self, refusal: BudgetRefusal, request: ToolCallRequest) -> ToolMessage:
+        if self._at_limit == "raise":
+            raise refusal
+        call = request.tool_call
+        text = f"The tool was stopped: the {refusal.unit} limit of budget {refusal.name!r} is reached."
+        return ToolMessage(text, tool_call_id=call["id"], name=call["name"], status="error")
+
+    def entry(self, account: Account) -> dict[str, Any]:
+        """The state's update: what this budget has spent by now."""
+        return {BUDGETS: {self.budget.name: account.entry()}}
+
+    def _with_entry(self, result: ToolMessage | Command[Any], visit: "_Visit") -> ToolMessage | Command[Any]:
+        """`result`, and what was spent, if models were called meanwhile."""
+        visit.meter.close()
+        if not visit.charged:
+            return result
+        if isinstance(result, ToolMessage):
+            return Command(update={"messages": [result], **self.entry(visit.account)})
+        if isinstance(result, Command) and result.graph is None and isinstance(result.update, dict):
+            return replace(result, update={**result.update, **self.entry(visit.account)})
+        return result  # the next model call writes it
+
+
+class _Visit:
+    """One model or tool call of the agent: the `account` of its own budget, and the `meter` of the calls inside."""
+
+    def __init__(self, account: Account, meter: Meter) -> None:
+        self.account, self.meter = account, meter
+        self._before = account.charged
+
+    @property
+    def charged(self) -> bool:
+        """Whether anything was charged since it began."""
+        return self.account.charged != self._before
+
+    def refuse(self, unit: str) -> NoReturn:
+        """Raise the refusal, and remember it."""
+        self.account.limit = unit
+        raise BudgetRefusal(unit, self.account.ledger.name)
+
+    def check(self, least: Usage) -> None:
+        """Raise `BudgetRefusal` if there is no room for `least`, or no time left."""
+        if unit := self.meter.account.refuses(least):
+            self.refuse(unit)
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Cancel what runs inside when the run's time is over, and raise `BudgetRefusal`."""
+        deadline = asyncio.timeout(self.meter.account.seconds_left())
+        try:
+            async with deadline:
+                yield
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            self.refuse("seconds")
+
+
+class _Turn:
+    """One model call of the agent, tried again once if the prompt was larger than it looked."""
+
+    def __init__(self, middleware: BudgetMiddleware, request: ModelRequest[Any], visit: _Visit) -> None:
+        self._middleware, self._request, self._visit = middleware, request, visit
+        self._refusal: BudgetRefusal | None = None
+        self._tries = 0
+        self.response: ModelResponse[Any] | None = None
+
+    def attempt(self) -> ModelRequest[Any] | None:
+        """The request to try now; None once there is a response or a refusal that stands."""
+        if self.response is not None or self._refusal is not None:
+            return None
+        self._tries += 1
+        try:
+            self._visit.check(Usage(calls=1))
+            return self._middleware.cap(self._request, self._visit)
+        except BudgetRefusal as refusal:
+            self._refusal = refusal
+            return None
+
+    def refuse(self, refusal: BudgetRefusal) -> None:
+        """The attempt was refused. It stands unless the cut was made for a prompt smaller than it turned out to be."""
+        meter = self._visit.meter
+        beside = meter.prompt - self._middleware.prompt_size(self._request, meter)
+        if self._tries > 1 or meter.admitted or beside <= self._middleware.beside:
+            self._refusal = refusal
+        self._middleware.beside = max(beside, 0)
+
+    def result(self) -> ExtendedModelResponse[Any]:
+        """The response, or the message that ends the agent, and what was spent."""
+        self._visit.meter.close()
+        response = self.response
+        if response is None:
+            assert self._refusal is not None
+            response = ModelResponse(result=[self._middleware.refusal_message(self._refusal, self._visit.account)])
+        return ExtendedModelResponse(response, Command(update=self._middleware.entry(self._visit.account)))
+
+
+def _reason(refusal: BudgetRefusal, account: Account) -> str:
+    limit = account.ledger.budget.to_json().get(refusal.unit)
+    if limit is None:
+        return f"the {refusal.unit} limit of a budget around this agent is reached"
+    return f"the budget of {limit:g} {refusal.unit.replace('_', ' ')} leaves no room for another call"

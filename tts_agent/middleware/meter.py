@@ -1,0 +1,227 @@
+"""Every model call in a context is reserved before it begins and settled when it ends.
+
+LangChain asks the handlers of a call before it calls the model, and what they raise stops the call. So a call is
+admitted where it happens, however it came about: through middleware that retries or samples several times, in a tool,
+or in an agent that a tool runs.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.tracers.context import register_configure_hook
+
+from tts_agent.errors import BudgetError
+from tts_agent.middleware.bounds import PromptBound, estimate
+from tts_agent.nodes.account import Account
+from tts_agent.usage import ZERO, Prices, Usage
+
+CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
+"""Names that chat models have for the most tokens of an answer."""
+
+
+class BudgetRefusal(BudgetError):
+    """A budget has no room for a model call, which was not made. `unit` says which limit refused it."""
+
+    def __init__(self, unit: str, name: str) -> None:
+        super().__init__(f"the {unit} limit of budget {name!r} leaves no room for another model call; raise the limit")
+        self.unit, self.name = unit, name
+
+
+class Meter(BaseCallbackHandler):
+    """Admits and settles the model calls of one context in an account; active inside `metering()`."""
+
+    raise_error = True
+    run_inline = True
+    ignore_chain = ignore_agent = ignore_retriever = ignore_retry = ignore_custom_event = True
+
+    def __init__(
+        self,
+        account: Account,
+        *,
+        prompt_bound: PromptBound | None = None,
+        prices: Prices | None = None,
+        output_tokens: int,
+        caps: Sequence[str] = CAPS,
+        said: set[str] | None = None,
+    ) -> None:
+        self.account = account
+        self.prompt_bound, self.prices, self.output_tokens = prompt_bound, prices, output_tokens
+        self.prompt = 0
+        """Tokens of the largest prompt that was asked for, as it was reserved."""
+        self.admitted = 0
+        """Calls that were let through."""
+        self._caps = caps
+        self._said = set() if said is None else said  # warnings given before
+        self._open: dict[int, Usage] = {}
+
+    # --- LangChain calls these
+
+    def on_chat_model_start(
+        self, serialized: Any, messages: list[list[BaseMessage]], *, run_id: UUID, **kwargs: Any
+    ) -> None:
+        self._admit(run_id.int, messages[0], _params(serialized, kwargs))
+
+    def on_llm_start(self, serialized: Any, prompts: list[str], *, run_id: UUID, **kwargs: Any) -> None:
+        self._admit(run_id.int, [HumanMessage(prompt) for prompt in prompts], _params(serialized, kwargs))
+
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
+        ledger = self.account.ledger
+        with ledger.held():
+            bound = self._open.pop(run_id.int, None)
+            if bound is None:
+                return  # given up before, and charged in full
+            usage = self._used(response, bound)
+            ledger.charge(run_id.int, usage)
+            ledger.release(run_id.int)
+
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self._lose(run_id.int)
+
+    # --- admitting
+
+    def _admit(self, reservation: int, messages: Sequence[BaseMessage], params: Mapping[str, Any]) -> None:
+        bound = self._bound(messages, params)
+        with self.account.ledger.held():
+            if unit := self.account.reserve(reservation, bound):
+                raise BudgetRefusal(unit, self.account.ledger.name)
+            self._open[reservation] = bound
+            self.admitted += 1
+
+    def _bound(self, messages: Sequence[BaseMessage], params: Mapping[str, Any]) -> Usage:
+        """The most that a call may use, as far as that is known."""
+        if not self.counts_tokens:
+            return Usage(calls=1)
+        size = (self.prompt_bound or estimate)(messages, params)
+        self.prompt = max(self.prompt, size.tokens)
+        if not size.sure:
+            self.note(
+                "the size of a prompt is estimated before the call; declare it with prompt_bound=TextBound()"
+                if self.prompt_bound is None
+                else "a message holds something that is no text, whose size is not known before the call"
+            )
+        cap = next(
+            (params[name] for name in self._caps if isinstance(params.get(name), int) and params[name] > 0), None
+        )
+        if cap is None:
+            self.note("a model was called without a cap on its answer; give it one, or name its argument with cap=")
+        answers = max(int(params.get("n") or 1), 1)
+        return self.bound(size.tokens, (cap or self.output_tokens) * answers)
+
+    def bound(self, prompt: int, generated: int) -> Usage:
+        """The most that one call with such a prompt and such an answer may use."""
+        return self._priced(Usage(prompt_computed=prompt, generated=generated, decoded=generated, calls=1))
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether any limit, here or around, is about more than calls and seconds."""
+        return any(limit is not None for limit in self.account.ledger.limits()[1:])
+
+    def _priced(self, usage: Usage) -> Usage:
+        return usage if self.prices is None else usage._replace(dollars=self.prices.dollars(usage))
+
+    # --- settling
+
+    def _used(self, response: LLMResult, bound: Usage) -> Usage:
+        reported = _reported(response)
+        if reported is None:
+            if self.counts_tokens:
+                self.note("a model reports no usage, so its calls are charged at what was reserved for them")
+            return bound
+        usage = self._priced(reported)
+        if self.counts_tokens and (usage.prompt > bound.prompt or usage.generated > bound.generated):
+            self.note("a model used more than was reserved for its call, so a limit may have been passed")
+        return usage
+
+    def _lose(self, reservation: int) -> None:
+        """Charge a call in full of which nobody knows what it used."""
+        ledger = self.account.ledger
+        with ledger.held():
+            if self._open.pop(reservation, None) is not None:
+                ledger.lose(reservation)
+                ledger.release(reservation)
+
+    def close(self) -> None:
+        """The context ends: what has not been settled by now (it was cancelled) never will be."""
+        for reservation in list(self._open):
+            self._lose(reservation)
+
+    def note(self, why: str) -> None:
+        """Remember why limits on tokens are soft, and say so the first time."""
+        account: Account | None = self.account
+        while account is not None:
+            if any(limit is not None for limit in account.ledger.budget.limits[1:]):
+                account.soft[why] = None
+            account = account.parent
+        if why not in self._said:
+            self._said.add(why)
+            warnings.warn(f"budget {self.account.ledger.name!r} is soft: {why}", stacklevel=2)
+
+
+_meter: ContextVar[Meter | None] = ContextVar("tts_agent_meter", default=None)
+register_configure_hook(_meter, inheritable=False)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """LangChain logs what handlers raise as their error; a refusal is none, and is told where it is handled."""
+    return not (
+        isinstance(record.args, tuple) and record.args[:1] == (Meter.__name__,) and "Refusal" in str(record.args)
+    )
+
+
+logging.getLogger("langchain_core.callbacks.manager").addFilter(_is_news)
+
+
+def current_meter() -> Meter | None:
+    """The meter of this context."""
+    return _meter.get()
+
+
+@contextmanager
+def metering(meter: Meter) -> Iterator[Meter]:
+    """Have `meter` admit the model calls of this context, and of the tasks and threads that copy it."""
+    before = _meter.set(meter)
+    meter.account.enter()
+    try:
+        yield meter
+    finally:
+        meter.close()
+        meter.account.leave()
+        _meter.reset(before)
+
+
+def _params(serialized: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call: those of the model itself, as far as it tells them, and those of this call."""
+    own = serialized.get("kwargs") if isinstance(serialized, Mapping) else None
+    return {**(own or {}), **(given.get("invocation_params") or {})}
+
+
+def _reported(response: LLMResult) -> Usage | None:
+    """What a call used, all its answers together; None if the model says nothing."""
+    total, counted = ZERO, False
+    for answers in response.generations:
+        for place, answer in enumerate(answers):
+            message = answer.message if isinstance(answer, ChatGeneration) else None
+            said = reported(message) if isinstance(message, AIMessage) else None
+            if said is not None:
+                counted = True
+                # Siblings of one call share its prompt.
+                total += said if place == 0 else said._replace(prompt_computed=0, prompt_cached=0)
+    return total._replace(calls=1) if counted else None
+
+
+def reported(message: AIMessage) -> Usage | None:
+    """What the model says that `message` used, one call; None if it says nothing."""
+    said = message.usage_metadata
+    if not said or not said["input_tokens"] + said["output_tokens"]:
+        return None
+    prompt, generated = said["input_tokens"], said["output_tokens"]
+    cached = min((said.get("input_token_details") or {}).get("cache_read") or 0, prompt)
+    return Usage(prompt - cached, cached, generated, max(generated - 1, 0), calls=1)

@@ -1,0 +1,210 @@
+"""The next action of an agent, found by search."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from inspect import isawaitable
+from pathlib import Path
+from typing import Any, cast
+
+from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
+from langgraph.constants import TAG_NOSTREAM
+
+from tts_agent.budget import Budget
+from tts_agent.errors import ConfigError
+from tts_agent.middleware.bounds import estimate
+from tts_agent.middleware.candidates import Ask, Candidate, CandidateEngine
+from tts_agent.middleware.meter import BudgetRefusal
+from tts_agent.nodes.loop import run_sync
+from tts_agent.outcome import Outcome
+from tts_agent.search import BestOfN, Strategy, make_strategy, search
+from tts_agent.thought import Unverified, Verdict
+from tts_agent.trace.recorder import Recorder
+from tts_agent.tree import Branch
+from tts_agent.usage import ZERO, Prices, Usage
+from tts_agent.verifiers import AgreementVerifier
+from tts_agent.verifiers.base import Scope, Verifier
+
+Score = float | bool | Verdict | Unverified | None
+"""What a judge says of a candidate: a score in [0, 1], a verdict, or None for "cannot say"."""
+
+Judge = Callable[[Candidate], Score | Awaitable[Score]]
+
+
+class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
+    """Samples several next actions, judges each, and gives the agent the best one, whole.
+
+    Every candidate is a call of the model through the middleware inside this one, with its tools and structured output;
+    it is made as whatever comes of it is judged, and one that fails does not touch the others. Only the chosen one
+    becomes part of the conversation and of the message stream. Its `response_metadata["tts"]` says how it was found.
+
+    * `judge(candidate)` scores a candidate, or awaits something that does (let it be asynchronous if it waits); what it
+      raises leaves the candidate unverified. A `Verifier` may stand in its place. Without a judge the candidates vote:
+      the action that most of them want is taken (`AgreementVerifier`).
+    * `n` candidates are sampled at once; another `strategy` decides otherwise (`BestOfN(n=16, width=4, enough=0.9)`).
+    * `budget` limits each step: calls and seconds are hard; a prompt is estimated and an answer counted as
+      `output_tokens` before it comes, so tokens and dollars are soft. For limits of a run put a `BudgetMiddleware`
+      around (before) this one: the candidates it refuses are not sampled.
+    * `temperature` is that of the candidates; None leaves it to the model. One that is always sure says the same n
+      times.
+    * Retries and fallbacks inside (after) this middleware work for each candidate, those around it for the whole step.
+
+    When no candidate can be acted on, the agent gets what it would have got without a search: the first response, or
+    the error. A step that is interrupted is sampled anew when it is resumed.
+    """
+
+    def __init__(
+        self,
+        n: int | None = None,
+        *,
+        judge: Judge | Verifier | None = None,
+        strategy: str | Strategy[Any] | None = None,
+        budget: Budget | None = None,
+        prices: Prices | None = None,
+        temperature: float | None = None,
+        concurrency: int = 8,
+        output_tokens: int = 4096,
+        stream_candidates: bool = False,
+        trace: str | Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if n is not None and strategy is not None:
+            raise ConfigError(f"n={n!r} has no effect beside strategy={strategy!r}; set it there")
+        if concurrency < 1 or output_tokens < 1:
+            raise ConfigError(f"concurrency={concurrency!r} and output_tokens={output_tokens!r} must be at least 1")
+        if budget is not None and budget.commit_tokens:
+            raise ConfigError(
+                f"commit_tokens={budget.commit_tokens!r} has no effect: any candidate is a decision; leave it out"
+            )
+        size = 4 if n is None else n
+        self._strategy = make_strategy(BestOfN(n=size, width=max(size, 1)) if strategy is None else strategy)
+        self._judge = judge
+        self._budget = (budget or Budget()).override({"commit_tokens": 0})
+        self._prices, self._temperature, self._seed = prices, temperature, seed
+        self._concurrency, self._output_tokens = concurrency, output_tokens
+        self._quiet = not stream_candidates
+        self._trace = None if trace is None else Path(trace)
+        self._sized = any(limit is not None for limit in self._budget.limits[1:])
+        if not self._strategy.bounded and self._budget == Budget(commit_tokens=0):
+            raise ConfigError(
+                f"strategy {self._strategy.name!r} goes on until a budget stops it; set budget=Budget(...)"
+            )
+
+    # --- what LangChain calls
+
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> ModelResponse[Any]:
+        context = copy_context()
+        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="tts-agent-candidate") as pool:
+
+            async def ask(attempt: ModelRequest[Any]) -> ModelResponse[Any]:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(pool, context.copy().run, handler, attempt)
+
+            return run_sync(self._plan(request, ask))
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> ModelResponse[Any]:
+        return await self._plan(request, handler)
+
+    # --- the step
+
+    async def _plan(self, request: ModelRequest[Any], ask: Ask) -> ModelResponse[Any]:
+        messages = [*([request.system_message] if request.system_message else []), *request.messages]
+        prompt = estimate(messages, {}).tokens if self._sized else 1
+        engine = CandidateEngine(self._asked(request), ask, concurrency=self._concurrency, prompt=max(prompt, 1))
+        outcome = await search(
+            engine,
+            engine.task(self._output_tokens),
+            strategy=self._strategy,
+            verifier=self._verifier(engine),
+            budget=self._budget,
+            prices=self._prices,
+            seed=self._seed,
+            name=self.name,
+        )
+        if self._trace is not None:
+            await Recorder(self._trace).append(outcome.log)
+        if outcome.decision is None:
+            return _without_decision(engine, outcome)
+        return _signed(engine.candidate(outcome.decision), outcome)
+
+    def _asked(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        """The request that candidates are sampled with."""
+        changes: dict[str, Any] = {}
+        if self._quiet:
+            # What candidates say is not the agent's answer, so it is kept from LangGraph's message stream.
+            tags = [*(request.model.tags or []), TAG_NOSTREAM]
+            changes["model"] = request.model.model_copy(update={"tags": tags})
+        if self._temperature is not None:
+            changes["model_settings"] = {**request.model_settings, "temperature": self._temperature}
+        return request.override(**changes) if changes else request
+
+    def _verifier(self, engine: CandidateEngine) -> Verifier:
+        if self._judge is None:
+            return AgreementVerifier()
+        if hasattr(self._judge, "scope"):
+            return cast(Verifier, self._judge)
+        return _Judged(self._judge, engine)
+
+
+class _Judged:
+    """A judge of candidates as a verifier."""
+
+    name = "judge"
+    scope: Scope = "thought"
+
+    def __init__(self, judge: Judge, engine: CandidateEngine) -> None:
+        self._judge, self._engine = judge, engine
+
+    def bound(self, prompt: int) -> Usage:
+        return ZERO
+
+    async def __call__(self, branches: Sequence[Branch]) -> list[Verdict | Unverified]:
+        return list(await asyncio.gather(*map(self._one, branches)))
+
+    async def _one(self, branch: Branch) -> Verdict | Unverified:
+        try:
+            said = self._judge(self._engine.candidate(branch.thought))
+            score = await said if isawaitable(said) else said
+            if isinstance(score, (Verdict, Unverified)):
+                return score
+            return (
+                Unverified("the judge cannot say", self.name) if score is None else Verdict(float(score), "", self.name)
+            )
+        except Exception as error:  # foreign code: its failure is not a verdict
+            return Unverified(f"{type(error).__name__}: {error}", self.name)
+
+
+def _without_decision(engine: CandidateEngine, outcome: Outcome) -> ModelResponse[Any]:
+    """What the agent would have got without a search. Raises what the calls raised."""
+    if engine.found:
+        return engine.found[0].response
+    refused = next((error for error in engine.errors if isinstance(error, BudgetRefusal)), None)
+    if engine.errors:
+        raise refused or engine.errors[0]
+    raise BudgetRefusal(outcome.limit or "calls", "of the planning step")
+
+
+def _signed(chosen: Candidate, outcome: Outcome) -> ModelResponse[Any]:
+    """The chosen response, its message saying how it was found."""
+    tree, decision = outcome.tree, outcome.decision
+    assert decision is not None
+    verdicts = [tree.verdicts.get(number) for number in sorted(tree.thoughts)]
+    verdict = tree.verdicts.get(decision.id)
+    note = {
+        "stop": outcome.stop.value,
+        "limit": outcome.limit,
+        "usage": outcome.usage.to_json(),
+        "score": verdict.score if isinstance(verdict, Verdict) else None,
+        "candidates": len(tree),
+        "scores": [each.score if isinstance(each, Verdict) else None for each in verdicts],
+    }
+    message = chosen.message
+    signed = message.model_copy(update={"response_metadata": {**message.response_metadata, "tts": note}})
+    result = [signed if each is message else each for each in chosen.response.result]
+    return ModelResponse(result=result, structured_response=chosen.response.structured_response)

@@ -1,0 +1,167 @@
+"""The live account of a run: one in a process, for whatever runs side by side in it."""
+
+import time
+from uuid import uuid4
+
+from tts_agent.budget import SECONDS, Amounts, Budget, Ledger
+from tts_agent.nodes.spent import VERSION, Counter, Entry
+from tts_agent.usage import Prices, Usage
+
+
+class RunLedger(Ledger):
+    """The account of a run, which other processes may have begun and other accounts may contain."""
+
+    def carry(self, amounts: Amounts, seconds: float) -> None:
+        """Count against the limits here what was spent elsewhere; the scopes around this one know of it already."""
+        with self._lock:
+            self._charged = list(Amounts(*self._charged).plus(amounts))
+            self.seconds += seconds
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass here alone: the accounts around have clocks of their own."""
+        with self._lock:
+            self.seconds += seconds
+            self._spent[SECONDS] += seconds
+
+    def withdraw(self, scope: Ledger) -> None:
+        """Take back what `scope`, which was closed, has charged here: its work is told again from its own log."""
+        with self._lock:
+            for around in self._chain:
+                around._charged = list(Amounts(*around._charged).minus(Amounts(*scope._charged)))
+                around._lost = list(Amounts(*around._lost).minus(scope.lost))
+                around._excess = list(Amounts(*around._excess).minus(scope.excess))
+                around._spent = [max(a - b, 0) for a, b in zip(around._spent, scope._spent, strict=True)]
+                around.seconds = max(around.seconds - scope.seconds, 0.0)
+
+
+class Account:
+    """What one run may spend and has spent, live in this process; made by `SharedBudget.open`.
+
+    Its seconds are those in which anything of the run is under way here, each counted once: `enter` when something
+    begins, `leave` when it ends.
+    """
+
+    def __init__(self, ledger: RunLedger, *, run: str, begun: float, parent: "Account | None" = None) -> None:
+        self.ledger, self.run, self.begun, self.parent = ledger, run, begun, parent
+        self.soft: dict[str, None] = {}
+        """Why a limit may be passed all the same, in words."""
+        self.limit: str | None = None
+        """The unit that refused something last."""
+        self.used = time.monotonic()
+        self._counter = uuid4().hex
+        self._elsewhere = Counter()
+        self._active, self._since = 0, 0.0
+        self._steps: dict[str, Ledger] = {}  # of planning steps that are not done, by the task that works on them
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._active and not self.ledger.reservations
+
+    @property
+    def charged(self) -> Amounts:
+        """What was charged, here and in other processes."""
+        with self.ledger.held():
+            return self.ledger.committed.minus(self.ledger.reserved)
+
+    # --- time
+
+    def enter(self) -> None:
+        """Something begins, here and so in the accounts around."""
+        with self.ledger.held():
+            self.tick()
+            self._active += 1
+            if self.parent is not None:
+                self.parent.enter()
+
+    def leave(self) -> None:
+        """It has ended."""
+        with self.ledger.held():
+            self.tick()
+            self._active -= 1
+            if self.parent is not None:
+                self.parent.leave()
+
+    def tick(self) -> None:
+        """Charge the time since the last tick."""
+        with self.ledger.held():
+            now = time.monotonic()
+            if self._active:
+                self.ledger.pass_time(now - self._since)
+            self._since = self.used = now
+
+    def seconds_left(self) -> float | None:
+        """Seconds until the nearest time limit here or in an account around; None without one."""
+        account: Account | None = self
+        while account is not None:
+            account.tick()
+            account = account.parent
+        return self.ledger.seconds_left()
+
+    # --- spending
+
+    def refuses(self, bound: Usage) -> str | None:
+        """The first unit that leaves no room for `bound`."""
+        unit = self.ledger.refuses(bound)
+        if unit is None:
+            left = self.seconds_left()
+            unit = "seconds" if left is not None and left <= 0 else None
+        return unit
+
+    def reserve(self, reservation: int, bound: Usage) -> str | None:
+        """Set `bound` aside, or return the unit that refuses it."""
+        with self.ledger.held():
+            unit = self.refuses(bound)
+            if unit is None:
+                self.ledger.reserve(reservation, bound)
+            else:
+                self.limit = unit
+            return unit
+
+    def step(self, task: str, budget: Budget, prices: Prices | None = None) -> Ledger:
+        """The ledger of a planning step that `task` works on.
+
+        A step that failed and is resumed charges anew what its own log tells, so what it charged before is taken back.
+        """
+        with self.ledger.held():
+            before = self._steps.pop(task, None)
+            if before is not None:
+                self.ledger.withdraw(before)
+            ledger = self._steps[task] = Ledger(budget, name="step", parent=self.ledger, prices=prices)
+            return ledger
+
+    def finish(self, task: str) -> None:
+        """The step of `task` is done: what it spent is the run's for good."""
+        with self.ledger.held():
+            self._steps.pop(task, None)
+
+    # --- what the state knows
+
+    def learn(self, entry: Entry | None) -> None:
+        """Count what other processes spent on this run."""
+        if entry is None or entry["run"] != self.run:
+            return
+        counters = {name: counter for name, counter in entry["counters"].items() if name != self._counter}
+        with self.ledger.held():
+            known = self._elsewhere
+            self._elsewhere = now = Counter.total(counters.values()).larger(known)
+            more = Amounts.of(now.usage).plus(now.lost).minus(Amounts.of(known.usage).plus(known.lost))
+            self.ledger.carry(more, now.usage.seconds - known.usage.seconds)
+
+    def entry(self) -> Entry:
+        """What is to be written into the state."""
+        with self.ledger.held():
+            self.tick()
+            # A step that is not done has its own log; whoever resumes it charges it anew.
+            here = Counter(self.ledger.spent, self.ledger.lost)
+            for step in self._steps.values():
+                here = here.less(Counter(step.spent, step.lost))
+            return {
+                "version": VERSION,
+                "run": self.run,
+                "begun": self.begun,
+                "budget": self.ledger.budget.to_json(),
+                "limit": self.limit,
+                "soft": sorted(self.soft),
+                "counters": {self._counter: here.to_json()},
+            }

@@ -1,0 +1,92 @@
+"""What a run has spent, as a graph's state holds it.
+
+Under the key `tts_budgets` each shared budget has an entry, and in it one counter for each process that worked on the
+run. Counters only grow, and two values of one counter merge to the larger: branches, sub-graphs and repeated writes may
+bring the same spending as often as they like, and it counts once.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Self
+
+from tts_agent.budget import NOTHING, Amounts
+from tts_agent.errors import ConfigError, LogError
+from tts_agent.usage import ZERO, Usage
+
+BUDGETS = "tts_budgets"
+"""The state's key for what shared budgets have spent; its reducer is `merge_budgets`."""
+
+VERSION = 1
+"""Version of an entry under that key. Another one is refused."""
+
+Entry = dict[str, Any]
+"""What the state holds of one budget, plain JSON: `usage` and `lost` of its run so far (`lost` in the units of
+`Amounts`), its limits (`budget`), the `limit` that refused something, why it is `soft`, and the counters behind it."""
+
+
+class Counter(NamedTuple):
+    """What was used, and what was charged for responses that never arrived."""
+
+    usage: Usage = ZERO
+    lost: Amounts = NOTHING
+
+    @classmethod
+    def total(cls, counters: Iterable[Any]) -> Self:
+        """The sum of counters as the state holds them. Raises `LogError` for what is none."""
+        usage, lost = ZERO, NOTHING
+        try:
+            for counter in counters:
+                usage += Usage.from_json(counter["usage"])
+                lost = lost.plus(Amounts(**counter["lost"]))
+        except (KeyError, TypeError, ConfigError) as error:
+            raise LogError(f"a counter in state[{BUDGETS!r}] is damaged: {error!r}; remove the key") from error
+        return cls(usage, lost)
+
+    def larger(self, other: "Counter") -> "Counter":
+        """The larger of two values of each unit."""
+        usage = Usage(*map(max, self.usage, other.usage))  # type: ignore[arg-type]
+        return Counter(usage, Amounts(*map(max, self.lost, other.lost)))
+
+    def less(self, other: "Counter") -> "Counter":
+        """The difference, nothing below zero."""
+        rest = (max(a - b, 0) for a, b in zip(self.usage, other.usage, strict=True))
+        return Counter(Usage(*rest), self.lost.minus(other.lost))  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"usage": self.usage.to_json(), "lost": self.lost.to_json()}
+
+
+def read_entry(state: Any, name: str) -> Entry | None:
+    """What `state` holds of the budget `name`. Raises `LogError` if it is of another version, or damaged."""
+    budgets = state.get(BUDGETS) if isinstance(state, Mapping) else getattr(state, BUDGETS, None)
+    if not budgets or name not in budgets:
+        return None
+    entry = budgets[name]
+    if not isinstance(entry, dict) or not {"version", "run", "begun", "counters"} <= set(entry):
+        raise LogError(f"state[{BUDGETS!r}][{name!r}] is {entry!r}, no account; remove the key to begin a new one")
+    if entry["version"] != VERSION:
+        raise LogError(
+            f"state[{BUDGETS!r}][{name!r}] has version {entry['version']!r}; this release reads version {VERSION}"
+        )
+    return entry
+
+
+def merge_budgets(left: dict[str, Entry] | None, right: dict[str, Entry] | None) -> dict[str, Entry]:
+    """Reducer of the key `tts_budgets`: of each budget the newest run, and of its counters the largest values."""
+    merged = dict(left or {})
+    for name, entry in (right or {}).items():
+        merged[name] = _merge(merged.get(name), entry)
+    return merged
+
+
+def _merge(old: Entry | None, new: Entry) -> Entry:
+    counters = dict(new["counters"])
+    soft = set(new["soft"])
+    if old is not None and old["run"] == new["run"]:
+        for name, counter in old["counters"].items():
+            both = Counter.total([counter]).larger(Counter.total([counters[name]])) if name in counters else None
+            counters[name] = counter if both is None else both.to_json()
+        soft |= set(old["soft"])
+    elif old is not None and old["begun"] > new["begun"]:
+        return old
+    total = Counter.total(counters.values())
+    return {**new, "soft": sorted(soft), "counters": counters, **total.to_json()}
