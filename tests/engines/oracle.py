@@ -20,7 +20,7 @@ class Oracle:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self._logprobs = lru_cache(256)(self._forward)
+        self._logits = lru_cache(256)(self._forward)
 
     @classmethod
     def of(cls, folder: Path) -> "Oracle":
@@ -29,11 +29,11 @@ class Oracle:
 
     def logprobs(self, ids: Sequence[int]) -> torch.Tensor:
         """Log-probabilities `[len(ids), vocabulary]` of the token after each of `ids`."""
-        return self._logprobs(tuple(ids))
+        return torch.log_softmax(self._logits(tuple(ids)), dim=-1)
 
     def _forward(self, ids: tuple[int, ...]) -> torch.Tensor:
         with torch.inference_mode():
-            return torch.log_softmax(self.model(torch.tensor([ids])).logits[0], dim=-1)
+            return self.model(torch.tensor([ids])).logits[0]
 
     def label(self, ids: Sequence[int], label: Label) -> float:
         """Log-probability of `label` after `ids`."""
@@ -50,14 +50,14 @@ class Oracle:
             stopped = ids[-1] in sampling.stop_ids
             assert completion.finish == ("stop" if stopped else "length")
             assert stopped or len(ids) == sampling.max_tokens
-        rows = self.logprobs(prefix.ids + ids)[len(prefix) - 1 : -1]
-        raw = [float(rows[i, token]) for i, token in enumerate(ids)]
-        assert completion.logprobs == pytest.approx(raw, abs=1e-4)
+        raws = self._logits(prefix.ids + ids)[len(prefix) - 1 : -1]
+        rows = torch.log_softmax(raws, dim=-1)
+        plain = [float(rows[i, token]) for i, token in enumerate(ids)]
+        assert completion.logprobs == pytest.approx(plain, abs=1e-4)
         for place, token in enumerate(ids):
+            logits = raws[place].double()
             if sampling.penalises:
-                logits = penalised(self.logits(prefix.ids + ids[:place]), prefix.ids, ids[:place], sampling)
-            else:
-                logits = rows[place].double()
+                logits = penalised(logits, prefix.ids, ids[:place], sampling)
             self.check_draw(logits, token, uniform(seed, place), sampling)
 
     def hidden(self, ids: Sequence[int]) -> list[float]:
@@ -65,11 +65,6 @@ class Oracle:
         with torch.inference_mode():
             out = self.model.base_model(torch.tensor([list(ids)])).last_hidden_state[0, -1]
         return [float(value) for value in out]
-
-    def logits(self, ids: Sequence[int]) -> torch.Tensor:
-        """Raw logits after `ids`."""
-        with torch.inference_mode():
-            return self.model(torch.tensor([list(ids)])).logits[0, -1].double()
 
     def check_draw(self, logits: torch.Tensor, token: int, number: float, sampling: Sampling) -> None:
         """`token` is the one whose interval of the cumulative distribution holds `number`."""
