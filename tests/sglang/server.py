@@ -1,9 +1,11 @@
 """A real SGLang server on the CPU, for as long as a test needs it."""
 
+import ctypes
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +30,12 @@ FLAGS = (
     *("--context-length", "2048", "--max-total-tokens", "16384"),
     *("--enable-cache-report", "--enable-metrics", "--enable-custom-logit-processor", "--enable-return-hidden-states"),
 )
+
+
+def _end_with_parent() -> None:
+    """Have this process killed when the one that started it ends, however that ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def free_port() -> int:
@@ -59,6 +67,7 @@ class Server:
                 stderr=log,
                 env={**os.environ, **ENVIRONMENT, "IDLE_LOG": str(self.idle)},
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         return self
 

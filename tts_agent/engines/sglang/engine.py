@@ -75,22 +75,27 @@ class SGLangEngine:
             raise ConfigError(f"attempts={attempts!r} must be at least 1")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
         servers = [HttpServer(_url(one), timeout=timeout, headers=headers) for one in address]
-        workers, infos = _look(servers)
-        self.info: ServerInfo = infos[0]
-        """What the first server that answered says of itself."""
         self.name = name or "sglang://" + ",".join(server.address.partition("://")[2] for server in servers)
         asked = {"cache_salt": cache_salt, "priority": priority, "max_thinking_tokens": max_thinking_tokens}
-        extras = self._extras({key: value for key, value in asked.items() if value is not None}, infos, seeds)
-        self._pool = Pool(workers)
-        self._desk = Desk(self._pool, extras, attempts=attempts)
+        fields = {key: value for key, value in asked.items() if value is not None}
         self._logprobs = logprobs
-        first = next(worker.server for worker in workers if worker.info is not None)
-        self._tokens = open_tokens(first, self.info.tokenizer, tokenizer)
-        self._end_ids, width = read_ends(first, self.info.model, self._tokens, end_ids)
+        self._streams: WeakSet[SGLangStream] = WeakSet()
+        try:
+            workers, infos = _look(servers)
+            self.info: ServerInfo = infos[0]
+            """What the first server that answered says of itself."""
+            self._pool = Pool(workers)
+            self._desk = Desk(self._pool, self._extras(fields, infos, seeds), attempts=attempts)
+            there = sorted(workers, key=lambda worker: worker.info is None)
+            self._tokens = open_tokens([worker.server for worker in there], self.info.tokenizer, tokenizer)
+            self._end_ids, width = read_ends(there[0].server, self.info.model, self._tokens, end_ids)
+        except BaseException:
+            for server in servers:
+                server.close()
+            raise
         self._width = max(width, self._tokens.vocabulary)  # ids below it are known to be in the model's vocabulary
         self._context = min(info.context for info in infos)
         self._capacity = min(info.capacity for info in infos)
-        self._streams: WeakSet[SGLangStream] = WeakSet()
 
     def _extras(self, fields: dict[str, Any], infos: Sequence[ServerInfo], seeds: bool | None) -> Extras:
         for info in infos:

@@ -42,14 +42,19 @@ class HttpServer:
         self._timeout = httpx.Timeout(timeout, connect=CONNECT_SECONDS, pool=None)
         self._headers = dict(headers)
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
-        self._sync = httpx.Client(timeout=httpx.Timeout(ASK_SECONDS, connect=CONNECT_SECONDS), headers=self._headers)
+        self._sync = httpx.Client(
+            timeout=httpx.Timeout(ASK_SECONDS, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(keepalive_expiry=3.0),
+            headers=self._headers,
+        )
 
     @property
     def _client(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=128, keepalive_expiry=30.0)
+            # The server closes idle connections after five seconds; one that it is closing must not be used.
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=128, keepalive_expiry=3.0)
             client = httpx.AsyncClient(timeout=self._timeout, limits=limits, headers=self._headers)
             self._clients[loop] = client
         return client
@@ -151,9 +156,13 @@ class HttpServer:
             "Start it with python -m sglang.launch_server, or pass another address"
         )
 
+    def close(self) -> None:
+        """Close the connections used while waiting."""
+        self._sync.close()
+
     async def aclose(self) -> None:
         """Close the connections of this event loop and those used while waiting."""
-        self._sync.close()
+        self.close()
         client = self._clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             await client.aclose()

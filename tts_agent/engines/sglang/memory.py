@@ -2,11 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Generic, TypeVar
 
-BLOCK = 16
 ENTRIES = 200_000
+ROOTS = 1000
+"""Roots of one length that are remembered."""
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -35,38 +36,36 @@ class Recent(Generic[K, V]):
         self._items.clear()
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a prefix is at home: `tree` names the search tree that it belongs to, `worker` the server that has it."""
+class Trees:
+    """Names the search tree that a prefix belongs to.
 
-    tree: str
-    worker: int
-
-
-class Homes:
-    """Which worker has computed the beginning of a prefix, in blocks of 16 tokens and for whole sequences."""
+    A tree is named by the root with which it first appeared; every prefix that begins with the root belongs to it, the
+    later planning steps of a run too. Roots that only begin alike, with the same instructions, are different trees.
+    """
 
     def __init__(self, entries: int = ENTRIES) -> None:
-        self._places: Recent[int, Place] = Recent(entries)
+        self._known: Recent[int, str] = Recent(entries)  # whole sequences
+        self._roots: dict[int, Recent[int, str]] = {}  # by length
 
-    def find(self, ids: tuple[int, ...]) -> Place | None:
-        """The home of the longest known beginning of `ids`."""
-        whole = self._places.get(hash(ids))
-        if whole is not None:
-            return whole
-        found = None
-        for key in _blocks(ids):
-            place = self._places.get(key)
-            if place is None:
-                break
-            found = place
-        return found
+    def name(self, ids: tuple[int, ...]) -> str:
+        """The tree of `ids`; a new one if it extends no root."""
+        return self._known.get(hash(ids)) or self._rooted(ids) or self._plant(ids)
 
-    def learn(self, ids: tuple[int, ...], place: Place) -> None:
-        """`ids` were computed at `place`."""
-        for key in _blocks(ids):
-            self._places.put(key, place)
-        self._places.put(hash(ids), place)
+    def join(self, ids: tuple[int, ...], tree: str) -> None:
+        """`ids` belong to `tree`, and so does what continues them, with their last token or without it."""
+        self._known.put(hash(ids), tree)
+        self._known.put(hash(ids[:-1]), tree)
+
+    def _rooted(self, ids: tuple[int, ...]) -> str | None:
+        for length in sorted(self._roots, reverse=True):
+            if length <= len(ids) and (tree := self._roots[length].get(hash(ids[:length]))):
+                return tree
+        return None
+
+    def _plant(self, ids: tuple[int, ...]) -> str:
+        tree = blake2b(repr(ids).encode(), digest_size=8).hexdigest()
+        self._roots.setdefault(len(ids), Recent(ROOTS)).put(hash(ids), tree)
+        return tree
 
 
 class Memory:
@@ -92,12 +91,3 @@ class Memory:
     def forget(self) -> None:
         """The server was restarted, or has evicted what it was thought to have."""
         self._known.clear()
-
-
-def _blocks(ids: tuple[int, ...]) -> list[int]:
-    """A key for each beginning of `ids` of whole blocks."""
-    keys, key = [], 0
-    for end in range(BLOCK, len(ids) + 1, BLOCK):
-        key = hash((key, ids[end - BLOCK : end]))
-        keys.append(key)
-    return keys

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from tts_agent.engines.sglang.http import HttpServer
 from tts_agent.engines.sglang.memory import Recent
-from tts_agent.errors import ConfigError, ModelError
+from tts_agent.errors import ConfigError, EngineUnavailable, ModelError
 
 PROBE = "Größe: 42 <b>\n\tfin 🦊"
 """Text by which two tokenizers are told apart."""
@@ -28,7 +28,7 @@ class Tokens(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
     async def prefetch(self, sequences: Iterable[tuple[int, ...]]) -> None:
-        """Make sure that `decode` of these will not wait."""
+        """See to it that `decode` of these does not wait, if that can be."""
         ...
 
 
@@ -63,12 +63,14 @@ class LocalTokens:
 
 
 class ServerTokens:
-    """The server's tokenizer. What was decoded once is remembered; what was not is asked for while the caller waits."""
+    """The tokenizer of `servers`, whichever of them answers. What was decoded once is remembered; what was not is asked
+    for while the caller waits.
+    """
 
     waits = True
 
-    def __init__(self, server: HttpServer) -> None:
-        self._server = server
+    def __init__(self, servers: Sequence[HttpServer]) -> None:
+        self._servers = list(servers)
         self._texts: Recent[tuple[int, ...], str] = Recent(TEXTS)
         self._special: dict[int, str] = {}  # text of each special token that was seen; empty for one that is none
         self.vocabulary = self._count()
@@ -84,15 +86,28 @@ class ServerTokens:
             low, high = (middle, high) if known else (low, middle)
         return high + 2
 
+    def _ask(self, path: str, body: dict[str, Any]) -> Any:
+        for server in list(self._servers):
+            try:
+                return server.ask(path, body)
+            except EngineUnavailable as error:
+                problem = error
+                self._move_back(server)
+        raise problem
+
+    def _move_back(self, server: HttpServer) -> None:
+        """Ask `server` last from now on."""
+        self._servers.sort(key=lambda other: other is server)
+
     def _tokenize(self, text: str) -> tuple[int, ...]:
         if not text:
             return ()
-        answer = self._server.ask("/tokenize", {"prompt": text, "add_special_tokens": False})
+        answer = self._ask("/tokenize", {"prompt": text, "add_special_tokens": False})
         return tuple(answer["tokens"])
 
     def _detokenize(self, sequences: list[list[int]], *, skip: bool = False) -> list[str]:
         body = {"tokens": sequences, "skip_special_tokens": skip}
-        texts: list[str] = self._server.ask("/detokenize", body)["text"]
+        texts: list[str] = self._ask("/detokenize", body)["text"]
         return texts
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -130,15 +145,21 @@ class ServerTokens:
         fresh = [ids for ids in dict.fromkeys(sequences) if ids and self._texts.get(ids) is None]
         if fresh:
             body = {"tokens": [list(ids) for ids in fresh], "skip_special_tokens": False}
-            answer = await self._server.aask("/detokenize", body)
+            server = self._servers[0]
+            try:
+                answer = await server.aask("/detokenize", body)
+            except EngineUnavailable:
+                self._move_back(server)
+                return
             for ids, text in zip(fresh, answer["text"], strict=True):
                 self._texts.put(ids, text)
 
 
-def open_tokens(server: HttpServer, served: str, folder: str | Path | None) -> Tokens:
+def open_tokens(servers: Sequence[HttpServer], served: str, folder: str | Path | None) -> Tokens:
     """The tokenizer in `folder` if one is named, else that of the `served` folder if it is readable here, else the
     server's own. Raises `ConfigError` if the named one is another than the server's.
     """
+    server = servers[0]
     theirs = tuple(server.ask("/tokenize", {"prompt": PROBE, "add_special_tokens": False})["tokens"])
     if folder is not None:
         tokens = LocalTokens(Path(folder))
@@ -151,5 +172,5 @@ def open_tokens(server: HttpServer, served: str, folder: str | Path | None) -> T
     try:
         tokens = LocalTokens(Path(served))
     except ModelError:
-        return ServerTokens(server)
-    return tokens if tokens.encode(PROBE) == theirs else ServerTokens(server)
+        return ServerTokens(servers)
+    return tokens if tokens.encode(PROBE) == theirs else ServerTokens(servers)
