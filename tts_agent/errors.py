@@ -3,6 +3,7 @@
 * TTSError
   + ConfigError (ValueError)          an option, a strategy name, a budget field or a model folder is wrong
     - BudgetError                     a budget is not positive, or too small for the prompt and one decision
+      * BudgetRefusal                 in middleware: a budget has no room for a model call of an agent
     - ModelError                      a model folder is missing, broken, or of a kind the engine cannot serve exactly
     - PromptError                     a prompt does not fit the model's context
   + IllegalStep (ValueError)          in pocket.countdown: a step breaks the rules of the puzzle
