@@ -5,6 +5,7 @@ from tts_agent.middleware.budget import BudgetMiddleware, BudgetState
 from tts_agent.middleware.candidates import Candidate
 from tts_agent.middleware.meter import BudgetRefusal
 from tts_agent.middleware.plan_search import PlanSearchMiddleware
+from tts_agent.middleware.tree_search import TreeSearchMiddleware, TreeSearchState
 
 __all__ = (
     "BudgetMiddleware",
@@ -15,5 +16,7 @@ __all__ = (
     "PromptBound",
     "PromptSize",
     "TextBound",
+    "TreeSearchMiddleware",
+    "TreeSearchState",
     "utf8_bytes",
 )

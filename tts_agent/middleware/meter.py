@@ -26,6 +26,9 @@ from tts_agent.usage import ZERO, Prices, Usage
 CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
 """Names that chat models have for the most tokens of an answer."""
 
+FREE = "tts-agent-decision"
+"""Type of a model that only repeats what was decided, which costs nothing."""
+
 
 class BudgetRefusal(BudgetError):
     """A budget has no room for a model call, which was not made. `unit` says which limit refused it."""
@@ -88,6 +91,8 @@ class Meter(BaseCallbackHandler):
     # --- admitting
 
     def _admit(self, reservation: int, messages: Sequence[BaseMessage], params: Mapping[str, Any]) -> None:
+        if params.get("_type") == FREE:
+            return
         bound = self._bound(messages, params)
         with self.account.ledger.held():
             if unit := self.account.reserve(reservation, bound):

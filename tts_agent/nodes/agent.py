@@ -12,6 +12,7 @@ from tts_agent.dialect import Dialect
 from tts_agent.engines.base import Engine
 from tts_agent.errors import ConfigError
 from tts_agent.nodes.act import make_act_node
+from tts_agent.nodes.overrides import TTSContext
 from tts_agent.nodes.plan import PlanNode, make_plan_node
 from tts_agent.nodes.planner import Settings
 from tts_agent.nodes.stages import make_expand_node, make_select_node, make_verify_node
@@ -44,12 +45,14 @@ def create_planning_agent(
     flush_events: int | None = None,
     flush_seconds: float | None = None,
     **settings: Unpack[Settings],
-) -> StateGraph[Any, None, Any, Any]:
+) -> StateGraph[Any, Any, Any, Any]:
     """A graph that plans, acts, and plans again, until the planner answers without tools or has no decision.
 
     The planning step is one node, named by `settings["name"]` ("plan"), or, if `staged`, the nodes `expand`, `verify`
     and `select`. The other arguments are those of `make_plan_node`; the stages know no grants and no flushes, because
-    each is durable when it ends. The graph is not compiled: `.compile(checkpointer=...)` is the caller's.
+    each is durable when it ends. Budgets can be changed for a run:
+    `agent.invoke(state, context={"tts": {"plan": {"calls": 20}}})`. The graph is not compiled:
+    `.compile(checkpointer=...)` is the caller's.
     """
     journal = {"grant": grant, "flush_events": flush_events, "flush_seconds": flush_seconds}
     given: dict[str, Any] = {name: value for name, value in journal.items() if value is not None}
@@ -58,7 +61,7 @@ def create_planning_agent(
         return _single(plan, make_act_node(tools))
     if given:
         raise ConfigError(f"{sorted(given)!r} have no effect on a staged agent; leave them out")
-    graph = StateGraph(StagedState)
+    graph = StateGraph(StagedState, TTSContext)
     graph.add_node("expand", make_expand_node(engine, dialect=dialect, **settings))
     graph.add_node("verify", make_verify_node(engine, dialect=dialect, **settings))
     graph.add_node("select", make_select_node(engine, dialect=dialect, trace=trace, **settings))
@@ -71,8 +74,8 @@ def create_planning_agent(
     return graph
 
 
-def _single(plan: PlanNode, act: ToolNode) -> StateGraph[Any, None, Any, Any]:
-    graph = StateGraph(PlanState)
+def _single(plan: PlanNode, act: ToolNode) -> StateGraph[Any, Any, Any, Any]:
+    graph = StateGraph(PlanState, TTSContext)
     name = plan.planner.name
     graph.add_node(name, plan)
     graph.add_node("act", act)

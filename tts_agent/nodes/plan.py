@@ -14,6 +14,7 @@ from tts_agent.errors import ConfigError
 from tts_agent.nodes.attempt import Attempt, Memo, current_attempt
 from tts_agent.nodes.journal import Ask, Chunk, Conversation, Place
 from tts_agent.nodes.loop import run_sync
+from tts_agent.nodes.overrides import know
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.state import PlanState, Update
 from tts_agent.search.driver import FLUSH_EVENTS, FLUSH_SECONDS
@@ -32,12 +33,13 @@ class PlanNode(Runnable[PlanState, Update]):
         self._grant, self._trace = grant, trace
         self._flush_events, self._flush_seconds = flush_events, flush_seconds
         self._memo = Memo()
+        know(self, planner.name)
 
     def invoke(self, input: PlanState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
-        step = self.planner.begin(input)
+        attempt = current_attempt()
+        step = self.planner.begin(input, config, key=attempt.task if attempt else None)
         if not isinstance(step, Step):
             return step
-        attempt = current_attempt()
 
         @entrypoint()
         def search(_: dict[str, Any]) -> entrypoint.final[Update, None]:
@@ -64,10 +66,10 @@ class PlanNode(Runnable[PlanState, Update]):
         return update
 
     async def ainvoke(self, input: PlanState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
-        step = self.planner.begin(input)
+        attempt = current_attempt()
+        step = self.planner.begin(input, config, key=attempt.task if attempt else None)
         if not isinstance(step, Step):
             return step
-        attempt = current_attempt()
 
         @entrypoint()
         async def search(_: dict[str, Any]) -> entrypoint.final[Update, None]:

@@ -1,17 +1,22 @@
 """One planning step: what to search for, in which account, and what becomes of the result."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 from uuid import uuid4
 
 from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
 
 from tts_agent.budget import Amounts, Budget, Ledger
 from tts_agent.dialect import Answer, Decided, Dialect, Request
 from tts_agent.engines.base import Engine, sample_bound
 from tts_agent.errors import ConfigError
 from tts_agent.events import Carried, Event
+from tts_agent.nodes.account import Account
+from tts_agent.nodes.overrides import RUN, overridden
+from tts_agent.nodes.shared import SharedBudget
+from tts_agent.nodes.spent import BUDGETS
 from tts_agent.nodes.state import Memory, Update, subtree, summary
 from tts_agent.outcome import Outcome
 from tts_agent.search import Search, make_strategy
@@ -28,7 +33,9 @@ class Settings(TypedDict, total=False):
     * `strategy`: which thoughts to grow, by name or as an object.
     * `verifier`: how good a branch is.
     * `budget` limits each planning step, `run_budget` all steps of a run together. A run begins with a message of a
-      human. `prices` are needed for limits in dollars.
+      human. `prices` are needed for limits in dollars. A `SharedBudget` as `run_budget` is spent together with all that
+      is given the same object: other nodes, sub-graphs, `Send` branches, agents. Both can be changed at run time (see
+      `overrides.py`).
     * `seed`: the same seed gives the same samples, step by step.
     * `barrier`: wait for all that is under way before anything is handled, so that the tree depends on the seed alone.
     * `name`: what the searches are called in traces, followed by the number of the step.
@@ -37,7 +44,7 @@ class Settings(TypedDict, total=False):
     strategy: str | Strategy[Any]
     verifier: Verifier | None
     budget: Budget | None
-    run_budget: Budget | None
+    run_budget: Budget | SharedBudget | None
     prices: Prices | None
     seed: int
     barrier: bool
@@ -52,6 +59,8 @@ class Step:
     memory: Memory
     ledger: Ledger
     carried: tuple[Carried, ...]
+    account: Account | None = None  # of a shared budget, in which the step is called `key`
+    key: str = ""
 
     @property
     def number(self) -> int:
@@ -68,7 +77,7 @@ class Planner:
     strategy: str | Strategy[Any] = "best_first"
     verifier: Verifier | None = None
     budget: Budget | None = None
-    run_budget: Budget | None = None
+    run_budget: Budget | SharedBudget | None = None
     prices: Prices | None = None
     seed: int = 0
     barrier: bool = False
@@ -84,7 +93,7 @@ class Planner:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "made", make_strategy(self.strategy))
-        ledger = self._ledger(Memory(), ())  # raises at once for a limit in dollars without prices
+        ledger = self._scope(self._run(self.run_budget, Memory()), self.budget or Budget(), ())  # raises at once
         if not self.made.bounded and all(limit is None for limit in (*ledger.limits(), ledger.seconds_left())):
             raise ConfigError(
                 f"strategy {self.made.name!r} of node {self.name!r} goes on until a budget stops it; there is none: "
@@ -93,31 +102,51 @@ class Planner:
 
     # --- the beginning
 
-    def begin(self, state: Mapping[str, Any]) -> Step | Update:
-        """The step that `state` asks for; the state's update itself if there is nothing to search."""
+    def begin(
+        self, state: Mapping[str, Any], config: RunnableConfig | None = None, *, key: str | None = None
+    ) -> Step | Update:
+        """The step that `state` asks for; the state's update itself if there is nothing to search.
+
+        `config` may change budgets. `key` is what tells the step from others in a shared budget, and is the same when
+        it is resumed; without one it is the number of the step.
+        """
         memory = Memory.read(state, self.engine.decode)
         request = self.dialect.request(state["messages"], memory.decided)
         if isinstance(request, Answer):
             return self._answer(memory, request)
         continues = memory.decided is not None and request.continues(memory.decided)
         carried = memory.subtree if continues else ()
-        step = Step(request, memory, self._ledger(memory, carried), carried)
-        if step.number > 1 and (unit := self._short(step)):
-            # NOTE: a first step that nothing can be searched in is a wrong setting, which the search itself reports.
+        budget = overridden(self.budget, self.name, config, every=True)
+        account = self.run_budget.open(state, config) if isinstance(self.run_budget, SharedBudget) else None
+        run = self._run(overridden(self._own_run_budget, RUN, config), memory) if account is None else account.ledger
+        key = key or f"{self.name}/{memory.step + 1}"
+        step = Step(request, memory, self._scope(run, budget, carried), carried, account, key)
+        if (step.number > 1 or account is not None) and (unit := self.short(step)):
+            # NOTE: a first step that nothing can be searched in is a wrong setting, which the search itself reports,
+            # unless others may have spent the budget.
             return self.finish(step, Outcome((), StopReason.BUDGET, unit, cut=f"the {unit} limit left no step"))
         return step
 
-    def _ledger(self, memory: Memory, carried: Sequence[Carried]) -> Ledger:
-        """The step's account, inside the run's, which is charged with all steps before."""
-        run = Ledger(self.run_budget, name="run", prices=self.prices)
+    @property
+    def _own_run_budget(self) -> Budget | None:
+        return None if isinstance(self.run_budget, SharedBudget) else self.run_budget
+
+    def _run(self, budget: Budget | SharedBudget | None, memory: Memory) -> Ledger:
+        """The run's account, which is charged with all steps before."""
+        if isinstance(budget, SharedBudget):
+            return Ledger(budget.budget, name="run", prices=budget.prices or self.prices)
+        run = Ledger(budget, name="run", prices=self.prices)
         run.write_off(Amounts.of(run.priced(memory.totals.usage)).plus(memory.totals.lost))
         run.elapse(memory.totals.usage.seconds)
-        budget = self.budget or Budget()
+        return run
+
+    def _scope(self, run: Ledger, budget: Budget, carried: Sequence[Carried]) -> Ledger:
+        """The step's account, inside the run's."""
         if any(event.thought.status in ("open", "complete", "solved") for event in carried):
             budget = budget.override({"commit_tokens": 0})  # what was carried over is a decision already
-        return run.scope(budget, name="step")
+        return Ledger(budget, name="step", parent=run, prices=self.prices)
 
-    def _short(self, step: Step) -> str | None:
+    def short(self, step: Step) -> str | None:
         """The unit of which too little is left for the decision that must be paid for in any case."""
         tokens = step.ledger.budget.commit_tokens
         task = step.request.task
@@ -130,12 +159,22 @@ class Planner:
 
     def search(self, step: Step, log: Sequence[Event], *, grant: float | None = None, killed: bool = True) -> Search:
         """The search of `step`, resumed from `log` if it is not empty."""
+        if step.account is None:
+            return self._search(step, step.ledger, log, grant, killed)
+        with step.account.ledger.held():  # what an attempt before this one spent is taken back, and told again by `log`
+            ledger = step.account.step(step.key, step.ledger.budget, self.prices)
+            if not log and self.short(replace(step, ledger=ledger)):
+                # Others were faster. The step ends without a decision, which is a result and no error.
+                ledger = step.account.step(step.key, ledger.budget.override({"commit_tokens": 0}), self.prices)
+            return self._search(step, ledger, log, grant, killed)
+
+    def _search(self, step: Step, ledger: Ledger, log: Sequence[Event], grant: float | None, killed: bool) -> Search:
         return Search(
             self.engine,
             step.request.task,
             self.made,
             verifier=self.verifier,
-            ledger=step.ledger,
+            ledger=ledger,
             seed=self.seed if step.number == 1 else thought_seed(self.seed, -step.number),
             search=f"{self.name}/{step.number}",
             carried=step.carried,
@@ -149,6 +188,16 @@ class Planner:
 
     def finish(self, step: Step, outcome: Outcome) -> Update:
         """The update of the state: the decision as a message, and what the next step needs."""
+        return {**self._decided(step, outcome), **self._spent(step)}
+
+    def _spent(self, step: Step) -> Update:
+        """What is to be written of a shared budget."""
+        if step.account is None or not isinstance(self.run_budget, SharedBudget):
+            return {}
+        step.account.finish(step.key)
+        return {BUDGETS: {self.run_budget.name: step.account.entry()}}
+
+    def _decided(self, step: Step, outcome: Outcome) -> Update:
         totals = step.memory.totals.plus(outcome)
         made = step.request.decision(outcome.path)
         if not made:

@@ -22,6 +22,7 @@ from tts_agent.engines.base import Engine
 from tts_agent.errors import SearchError
 from tts_agent.events import Decode, Judged, Merged, Pruned, Sampled, log_from_json, log_to_json, to_json
 from tts_agent.nodes.loop import run_sync
+from tts_agent.nodes.overrides import know
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.state import StagedState, Update
 from tts_agent.search import Search
@@ -40,12 +41,13 @@ class StageNode(Runnable[StagedState, Update]):
         self.planner = planner
         self._stage = stage
         self._trace = trace
+        know(self, planner.name)
 
     def invoke(self, input: StagedState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
         return run_sync(self.ainvoke(input, config))
 
     async def ainvoke(self, input: StagedState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
-        step = self.planner.begin(input)
+        step = self.planner.begin(input, config)
         if not isinstance(step, Step):
             return step
         decode = self.planner.engine.decode

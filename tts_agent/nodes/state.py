@@ -13,6 +13,7 @@ from tts_agent.budget import NOTHING, Amounts
 from tts_agent.dialect import Decided
 from tts_agent.errors import LogError
 from tts_agent.events import Carried, Decode, Sampled, from_json, log_from_json, log_to_json, to_json
+from tts_agent.nodes.spent import merge_budgets
 from tts_agent.outcome import Outcome
 from tts_agent.prefix import Prefix, pack_ids, unpack_ids
 from tts_agent.thought import Thought
@@ -28,7 +29,7 @@ Update = dict[str, Any]
 
 
 class PlanState(TypedDict):
-    """State of a planning agent. Any state with these two keys will do.
+    """State of a planning agent. Any state with these keys will do; `tts_budgets` is for shared budgets alone.
 
     `tts` is replaced by every planning step: never more than one step is kept. Of interest to readers are
     `tts["outcome"]` (decision, stop, limit, solved, usage, lost, thoughts, cut), `tts["carried"]` (whether that
@@ -37,6 +38,7 @@ class PlanState(TypedDict):
 
     messages: Annotated[list[AnyMessage], add_messages]
     tts: NotRequired[dict[str, Any]]
+    tts_budgets: NotRequired[Annotated[dict[str, Any], merge_budgets]]
 
 
 def append_or_clear(log: list[Any], writes: Sequence[list[Any] | None]) -> list[Any]:

@@ -1,0 +1,82 @@
+"""A tree of thoughts in the place of an agent's model call."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.messages import HumanMessage, ToolMessage
+from langgraph.checkpoint.memory import InMemorySaver
+
+from tests.middleware.world import Teller
+from tests.nodes.table import CountdownEngine, make_engine
+from tools.calculator import calculator
+from tts_agent import BestFirst, Budget
+from tts_agent.errors import ConfigError
+from tts_agent.middleware import BudgetMiddleware, TreeSearchMiddleware
+from tts_agent.nodes import create_planning_agent
+from tts_agent.pocket import countdown_verifier
+from tts_agent.pocket.dialect import CountdownDialect
+
+PUZZLE: Any = {"messages": [HumanMessage("Make 24 from 8 5 3 1")]}
+
+
+def unused(messages: Any, call: int) -> str:
+    raise AssertionError("the agent's own model is not called")
+
+
+def search(engine: CountdownEngine, **settings: Any) -> TreeSearchMiddleware:
+    chosen: dict[str, Any] = {"verifier": countdown_verifier(engine), "budget": Budget(computed_tokens=4000)}
+    return TreeSearchMiddleware(engine, dialect=CountdownDialect(engine), **(chosen | settings))
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_it_decides_as_a_planning_agent_does_and_carries_over_what_it_found(sync: bool) -> None:
+    engine, other = make_engine(), make_engine()
+    agent = create_agent(Teller(unused), [calculator], middleware=[search(engine)], checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    result = agent.invoke(PUZZLE, config) if sync else asyncio.run(agent.ainvoke(PUZZLE, config))
+    planned = create_planning_agent(
+        other,
+        dialect=CountdownDialect(other),
+        tools=[calculator],
+        verifier=countdown_verifier(other),
+        budget=Budget(computed_tokens=4000),
+    )
+    expected = planned.compile().invoke(PUZZLE)
+    assert [message.text for message in result["messages"]] == [message.text for message in expected["messages"]]
+    assert result["messages"][-1].text.endswith("= 24. Solved.")
+    assert [m.text for m in result["messages"] if isinstance(m, ToolMessage)] and engine.served == other.served
+    assert result["tts"]["totals"]["usage"].get("calls") == expected["tts"]["totals"]["usage"].get("calls")
+
+
+def test_the_search_is_charged_to_the_budget_around_it_and_ends_with_it() -> None:
+    for limit in (6, 1000):
+        engine = make_engine()
+        guard = BudgetMiddleware(Budget(calls=limit))
+        tree = search(engine, budget=Budget(seconds=600), strategy=BestFirst(k=2))
+        agent = create_agent(Teller(unused), [calculator], middleware=[guard, tree])
+        result = agent.invoke(PUZZLE)
+        entry = result["tts_budgets"]["agent"]
+        assert entry["usage"]["calls"] == engine.served.calls <= limit
+        assert result["messages"][-1].type == "ai" and not result["messages"][-1].tool_calls
+
+
+async def test_only_decisions_are_in_the_message_stream() -> None:
+    agent = create_agent(Teller(unused), [calculator], middleware=[search(make_engine())])
+    said = [message async for message, _ in agent.astream(PUZZLE, stream_mode="messages")]
+    assert [message.type for message in said] == ["ai", "tool"] * 3 + ["ai"]
+
+
+def test_without_a_decision_the_agent_says_so() -> None:
+    engine = make_engine(script=lambda prefix, seed: "nonsense\n")
+    tree = search(engine, strategy=BestFirst(max_expansions=3), budget=Budget(calls=9, commit_tokens=0))
+    result = create_agent(Teller(unused), [calculator], middleware=[tree]).invoke(PUZZLE)
+    assert result["messages"][-1].text.startswith("I found no next step")
+
+
+def test_a_budget_of_the_run_belongs_around_it() -> None:
+    with pytest.raises(ConfigError, match="BudgetMiddleware"):
+        search(make_engine(), run_budget=Budget(calls=5))
+    with pytest.raises(ConfigError, match="unknown settings"):
+        search(make_engine(), steps=5)

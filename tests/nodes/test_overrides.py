@@ -1,0 +1,139 @@
+"""Budgets that a caller changes at run time: what is set later counts, what does not exist is refused."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage
+from langgraph.graph import END, START, StateGraph
+
+from tests.nodes.world import GrammarDialect, make_engine, make_graph
+from tests.scripts import make_verifier
+from tts_agent import BestFirst, Budget
+from tts_agent.errors import ConfigError, LogError
+from tts_agent.nodes import PlanState, TTSContext, create_planning_agent, make_plan_node
+from tts_agent.nodes.overrides import overridden
+
+GO: Any = {"messages": [HumanMessage("go")]}
+SETTINGS: dict[str, Any] = {"strategy": BestFirst(k=2), "solvable": False, "budget": Budget(calls=20, seconds=900)}
+
+
+def used(result: Any, limit: int) -> bool:
+    """Whether the search ended because of a limit of so many calls: what it used is as near as one more round."""
+    outcome = result["tts"]["outcome"]
+    return outcome["limit"] == "calls" and limit - 2 <= outcome["usage"]["calls"] <= limit
+
+
+def run(how: str, *, context: Any = None, configurable: Any = None) -> Any:
+    agent = make_graph(make_engine(), **SETTINGS).compile()
+    config: Any = {"configurable": configurable or {}}
+    return (
+        agent.invoke(GO, config, context=context)
+        if how == "sync"
+        else asyncio.run(agent.ainvoke(GO, config, context=context))
+    )
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_what_is_set_later_counts_and_the_rest_stays(how: str) -> None:
+    assert used(run(how), 20)
+    every = {"*": {"calls": 12}}
+    assert used(run(how, context={"tts": every}), 12)
+    assert used(run(how, context={"tts": {**every, "plan": {"calls": 10}}}), 10)
+    assert used(run(how, context={"tts": {"plan": {"calls": 10}}}, configurable={"tts": every}), 12)
+    both = {"tts": {**every, "plan": {"calls": 8}}}
+    result = run(how, context={"tts": {"plan": {"calls": 10}}}, configurable=both)
+    assert used(result, 8)
+    # Only what is named changes.
+    result = run(how, context={"tts": {"plan": {"calls": None, "generated_tokens": 60}}})
+    assert result["tts"]["outcome"]["limit"] == "generated_tokens"
+
+
+@dataclass
+class Mine:
+    """A context of the user's own."""
+
+    customer: str = "c"
+    tts: dict[str, Any] = field(default_factory=dict)
+
+
+def test_a_context_of_ones_own_will_do() -> None:
+    engine = make_engine()
+    graph = StateGraph(PlanState, Mine)
+    node = make_plan_node(
+        engine, dialect=GrammarDialect(engine), **{k: v for k, v in SETTINGS.items() if k != "solvable"}
+    )
+    graph.add_node("plan", node)
+    graph.add_edge(START, "plan")
+    graph.add_edge("plan", END)
+    assert used(graph.compile().invoke(GO, context=Mine(tts={"plan": {"calls": 6}})), 6)
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_the_agent_shows_its_budgets_in_its_schema_and_obeys_them_in_every_stage(staged: bool) -> None:
+    engine = make_engine()
+
+    agent = create_planning_agent(
+        engine,
+        dialect=GrammarDialect(engine, solvable=False),
+        tools=[print_it],
+        staged=staged,
+        strategy=BestFirst(k=2),
+        verifier=make_verifier(engine),
+        budget=Budget(calls=20),
+    ).compile()
+    schema = agent.get_context_jsonschema()
+    assert schema is not None and "generated_tokens" in str(schema)
+    result = agent.invoke(GO, {"recursion_limit": 200}, context=TTSContext(tts={"plan": {"calls": 9}}))
+    assert used(result, 9)
+    result = agent.invoke(GO, {"recursion_limit": 200}, context={"tts": {"run": {"calls": 7}}})
+    assert used(result, 7)
+
+
+def print_it(text: str) -> str:
+    """Print it."""
+    return text
+
+
+@pytest.mark.parametrize(
+    ("tts", "message"),
+    [
+        ({"plam": {"calls": 5}}, "names \\['plam'\\], which have no budget here; known: .*plan"),
+        ({"plan": {"cals": 5}}, "context.tts\\['plan'\\]: unknown budget fields \\['cals'\\]; known: calls"),
+        ({"*": {"calls": -5}}, "context.tts\\['\\*'\\]: budget calls=-5"),
+        ({"plan": 5}, "must map names"),
+        ([5], "must map names"),
+        (5, "must map names"),
+    ],
+)
+def test_what_does_not_exist_is_refused_by_name(tts: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run("sync", context={"tts": tts})
+    with pytest.raises(ConfigError, match=message.replace("context.tts", ".*")):
+        run("async", configurable={"tts": tts})
+
+
+def test_names_are_known_as_long_as_their_nodes_live() -> None:
+    graph = make_graph(make_engine(), name="short_lived", **SETTINGS)
+    config: Any = {"configurable": {"tts": {"short_lived": {"calls": 3}}}}
+    assert overridden(None, "short_lived", config) == Budget(calls=3)
+    assert overridden(Budget(calls=9), "plan", config) == Budget(calls=9)
+    del graph
+    import gc
+
+    gc.collect()
+    with pytest.raises(ConfigError, match="short_lived"):
+        overridden(None, "plan", config)
+
+
+def test_a_strategy_without_end_is_not_left_without_a_limit() -> None:
+    with pytest.raises(ConfigError, match="goes on until a budget stops it"):
+        agent = make_graph(make_engine(), strategy=BestFirst(max_expansions=None), budget=Budget(calls=9)).compile()
+        agent.invoke(GO, context={"tts": {"plan": {"calls": None}}})
+
+
+def test_an_unknown_version_in_the_state_is_refused() -> None:
+    agent = make_graph(make_engine(), **SETTINGS).compile()
+    with pytest.raises(LogError, match="version 99"):
+        agent.invoke({**GO, "tts": {"version": 99}})
