@@ -149,7 +149,7 @@ def test_a_file_that_is_no_trace_is_not_replaced(tmp_path: Path) -> None:
 
 def test_the_puzzles_are_held_out_and_a_smaller_draw_begins_a_larger_one() -> None:
     for one in CONTESTS:
-        heldout = load(one.name, "heldout")
+        heldout = load(one.name, "shown")
         drawn = choose(one, None, 7)
         assert len(drawn) == one.puzzles and set(drawn) <= set(heldout)
         assert choose(one, 5, 7) == drawn[:5]

@@ -4,7 +4,8 @@ A first set of held-out puzzles was looked at while the package was written. It 
 out: what ships as ``heldout`` comes after it in the same random order. With five numbers no multiset of the first set
 comes again, and with five and six every puzzle has a multiset of its own. With four there are too few held-out
 multisets for that: those puzzles are new, their multisets are not. Of three numbers only 231 new puzzles exist; seen
-ones fill up the set, at its end. Every held-out Game of 24 was in the first set, and all of them ship.
+ones fill up the set, at its end. Every held-out Game of 24 was in the first set, and all of them ship. ``shown`` is
+what was looked at, for the demonstration to show again.
 """
 
 import argparse
@@ -16,11 +17,13 @@ from pathlib import Path
 from training.solver import Solver
 from training.split import HIGHEST, LOWEST, part_of
 from training.traces import TARGETS
-from tts_agent.pocket.puzzles import SPLITS, Split
+from tts_agent.pocket.puzzles import Split
 
 SEED = 24
 COUNT = 400
 """Puzzles of each kind and split, but for Game of 24. There are only 218 dev puzzles of three numbers."""
+SHOWN_GAMES = 120
+"""Held-out Games of 24 that were looked at: those that the demonstration drew with seed 0."""
 SEEN = {3: 400, 4: 400, 5: 600}
 """How many of the held-out puzzles of each size, in the drawn order, were looked at during development."""
 DEV_GAME24 = 200
@@ -82,14 +85,17 @@ def unseen(found: list[Listed], size: int, games: list[Listed]) -> list[Listed]:
 
 
 def every_set(solver: Solver) -> dict[Split, dict[str, list[Listed]]]:
-    """All sets of both splits."""
+    """All sets of all splits."""
     rng = random.Random(SEED)
     drawn: dict[Split, dict[str, list[Listed]]] = {}
-    for split in SPLITS:
+    splits: tuple[Split, ...] = ("heldout", "dev")
+    for split in splits:
         found = {size: draw(split, size, list(TARGETS), solver, rng) for size in (3, 4, 5)}
         games = draw(split, 4, [24], solver, rng)
         if split == "heldout":
             chosen = {size: unseen(puzzles, size, games) for size, puzzles in found.items()}
+            shown = random.Random(0).sample(games, len(games))[:SHOWN_GAMES]
+            drawn["shown"] = {"countdown5": found[5][:COUNT], "game24": shown}
         else:
             chosen, games = {size: puzzles[:COUNT] for size, puzzles in found.items()}, games[:DEV_GAME24]
         drawn[split] = {f"countdown{size}": puzzles for size, puzzles in chosen.items()}

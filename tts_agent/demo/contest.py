@@ -94,12 +94,12 @@ class Result:
 def choose(contest: Contest, count: int | None, seed: int) -> list[Puzzle]:
     """`count` held-out puzzles (as many as there are at most), by default the contest's number, drawn by `seed`.
 
-    A smaller draw is the beginning of a larger one.
+    They are those kept for showing: the benchmarks look at others. A smaller draw is the beginning of a larger one.
     """
     count = contest.puzzles if count is None else count
     if count < 1:
         raise ConfigError(f"puzzles={count!r} must be at least 1")
-    puzzles = load(contest.name, "heldout")
+    puzzles = load(contest.name, "shown")
     return Random(seed).sample(puzzles, len(puzzles))[:count]
 
 

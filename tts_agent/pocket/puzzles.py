@@ -1,7 +1,8 @@
 """Puzzles that the shipped planners have never been trained on, all solvable.
 
-``heldout`` is for demonstrations and benchmarks, ``dev`` for choosing settings. No multiset of numbers occurs in
-both, and none of four or more numbers in the planners' training. ``training/puzzles.py`` says how they were drawn.
+``dev`` is for choosing settings, ``heldout`` for the benchmarks' one look, ``shown`` for demonstrations: held-out
+puzzles that were looked at before. No multiset of numbers occurs in dev and another, and none of four or more numbers
+in the planners' training. ``training/puzzles.py`` says how they were drawn.
 """
 
 import json
@@ -13,7 +14,7 @@ from tts_agent.pocket.countdown import Puzzle
 
 Name = Literal["countdown3", "countdown4", "countdown5", "countdown6", "game24"]
 """Countdown with three to six numbers and a target from 10 to 100, or Game of 24."""
-Split = Literal["heldout", "dev"]
+Split = Literal["heldout", "dev", "shown"]
 
 NAMES: tuple[Name, ...] = get_args(Name)
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -23,11 +24,14 @@ def load(name: Name, split: Split) -> list[Puzzle]:
     """The puzzles of one set, in a fixed random order.
 
     Raises:
-        ConfigError: no such set or split.
+        ConfigError: no such set or split, or the split has no such set.
     """
     if name not in NAMES:
         raise ConfigError(f"no puzzle set {name!r}; choose one of {', '.join(NAMES)}")
     if split not in SPLITS:
         raise ConfigError(f"no split {split!r}; choose one of {', '.join(SPLITS)}")
     text = resources.files("tts_agent.pocket").joinpath("puzzles.json").read_text(encoding="utf-8")
-    return [Puzzle(tuple(numbers), target) for *numbers, target in json.loads(text)[split][name]]
+    sets = json.loads(text)[split]
+    if name not in sets:
+        raise ConfigError(f"split {split!r} has no puzzles {name!r}; it has {', '.join(sets)}")
+    return [Puzzle(tuple(numbers), target) for *numbers, target in sets[name]]
