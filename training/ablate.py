@@ -22,8 +22,8 @@ from training.traces import LARGEST_SIZE, Mixture
 from training.train import RECIPES, Recipe, Run
 from tts_agent.pocket.puzzles import Name, load
 
-STEPS = 1600
-BASE = replace(RECIPES["small"], steps=STEPS, own_from=600)
+STEPS = 1000
+BASE = replace(RECIPES["small"], steps=STEPS, own_from=400)
 
 
 @dataclass(frozen=True, slots=True)

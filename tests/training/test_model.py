@@ -19,9 +19,9 @@ from training.packing import prompt_ids
 from training.sampling import sample
 from training.solver import Solver
 from training.split import forbidden
-from training.train import Recipe, train
+from training.train import RECIPES, Recipe, train
 from training.vocabulary import IMPOSSIBLE, NEWLINE, QUESTION, SURE, TOKENS
-from tts_agent.pocket import model_folder
+from tts_agent.pocket import MODELS, model_folder
 from tts_agent.pocket.countdown import Puzzle, prompt_text
 from tts_agent.pocket.puzzles import load
 
@@ -38,14 +38,21 @@ def causal(length: int) -> torch.Tensor:
     return torch.zeros(length, length).masked_fill(torch.ones(length, length).triu(1).bool(), float("-inf"))
 
 
-def test_the_folder_is_small_and_has_a_card() -> None:
-    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 6_000_000
-    assert "countdown5" in (FOLDER / "CARD.md").read_text(encoding="utf-8")
-    config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", MODELS)
+def test_a_folder_is_complete_and_has_a_card(name: str) -> None:
+    folder = model_folder(name)
+    assert "countdown5" in (folder / "CARD.md").read_text(encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["tie_word_embeddings"] is True
     assert config["bos_token_id"] is None
     assert config["vocab_size"] == len(TOKENS)
+    recipe = RECIPES["large" if name == "pocket" else "small"]
+    assert load_folder(folder).shape == recipe.shape
+
+
+def test_both_folders_together_are_small() -> None:
+    assert sum(file.stat().st_size for name in MODELS for file in model_folder(name).iterdir()) < 8_000_000
 
 
 def test_the_tokenizer_gives_ids_back_exactly() -> None:
@@ -90,14 +97,16 @@ def test_cached_sampling_is_what_hugging_face_generates(planner: Planner) -> Non
         assert made[0, prompt.shape[1] :].tolist() == ids
 
 
-def test_verdicts_tell_a_won_ending_from_a_lost_and_a_wrong_one(planner: Planner) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_verdicts_tell_a_won_ending_from_a_lost_one_and_from_false_claims(name: str) -> None:
     codec = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
     way = "nums: 12 6 4 2 target: 24\n12+6=18 left: 18 4 2\n18+4=22 left: 22 2\n"
-    endings = ("22+2=24 left: 24\n", "22-2=20 left: 20\n", "22-2=24 left: 24\n")
-    answers = verdicts(planner, [codec.encode(way + ending).ids for ending in endings])
-    won, lost, wrong = (sure - impossible for sure, impossible in answers)
-    assert won > 0 > lost
-    assert won > wrong
+    false = ("22-2=24 left: 24\n", "12*2=24 left: 24\n", "22+4=24 left: 24\n", "24+2=24 left: 24\n")
+    endings = ("22+2=24 left: 24\n", "22-2=20 left: 20\n", *false)
+    judge = load_folder(model_folder(name))
+    answers = [verdicts(judge, [codec.encode(way + ending).ids])[0] for ending in endings]
+    won, *others = (sure - impossible for sure, impossible in answers)
+    assert won > 0 > max(others)
 
 
 def test_the_two_answers_take_nearly_all_the_probability(planner: Planner) -> None:
