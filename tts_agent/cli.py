@@ -5,10 +5,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tts_agent import __version__
 from tts_agent.errors import LogError, ModelError, TTSError
 from tts_agent.trace.recorder import Log, read
+
+if TYPE_CHECKING:
+    from tts_agent.doctor import Diagnosis
+    from tts_agent.engines.sglang.diagnosis import ServerDiagnosis
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tts-agent {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_tree(commands.add_parser("tree", help="show the branch tree of the searches in a trace file"))
-    _add_doctor(commands.add_parser("doctor", help="say whether a model folder can be served, and what to know of it"))
+    _add_doctor(commands.add_parser("doctor", help="say whether a model can be served, and what to know of it"))
     _add_demo(commands.add_parser("demo", help="watch an agent plan by search, and compare searches at equal compute"))
     return parser
 
@@ -114,24 +119,38 @@ def _log_json(log: Log) -> dict[str, object]:
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Load a Hugging Face model folder as the embedded engine does, read its chat template, and serve two requests. "
-        "The exit status is 0 if the folder can be served, else 1."
+        "Load a Hugging Face model folder as the embedded engine does, read its chat template, and serve two requests; "
+        "or ask an SGLang server what it can do. The exit status is 0 if the model can be served, else 1."
     )
-    parser.add_argument("folder", help="a Hugging Face model folder")
+    parser.add_argument("model", help="a model folder, or the address of an SGLang server (http://HOST:PORT)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=_doctor)
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    diagnosis = _server_diagnosis(options.model) if "://" in options.model else _folder_diagnosis(options.model)
+    print(json.dumps(diagnosis.to_json(), ensure_ascii=False) if options.json else "\n".join(diagnosis.lines()))
+    return 0 if diagnosis.supported else 1
+
+
+def _folder_diagnosis(folder: str) -> "Diagnosis":
     try:
         from tts_agent.doctor import run
     except ModuleNotFoundError as missing:
         raise ModelError(
             f"'tts-agent doctor' needs {missing.name!r}, which is not installed; pip install 'tts-agent[embedded]'"
         ) from missing
-    diagnosis = run(options.folder)
-    print(json.dumps(diagnosis.to_json(), ensure_ascii=False) if options.json else "\n".join(diagnosis.lines()))
-    return 0 if diagnosis.supported else 1
+    return run(folder)
+
+
+def _server_diagnosis(address: str) -> "ServerDiagnosis":
+    try:
+        from tts_agent.engines.sglang.diagnosis import run
+    except ModuleNotFoundError as missing:
+        raise ModelError(
+            f"'tts-agent doctor URL' needs {missing.name!r}, which is not installed; pip install 'tts-agent[sglang]'"
+        ) from missing
+    return run(address)
 
 
 # --- demo
