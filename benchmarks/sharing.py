@@ -1,6 +1,6 @@
-"""How much of a branching workload the embedded engine really computes.
+"""How much of a branching workload an engine really computes.
 
-    python -m benchmarks.sharing [--json]
+    python -m benchmarks.sharing [--engine embedded|sglang] [--address URL] [--json]
 
 The workload is the tree of `benchmarks.workload`: 8 + 32 + 32 branches of 24 sampled tokens, each asked a question. The
 model is a random Llama of hidden size 192 with 6 layers and a vocabulary of 512.
@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.workload import BRANCH_TOKENS, KEEP, LABELS, LEVELS, PROMPT_TOKENS, QUESTION, WIDTH, make_model, prompt
-from tts_agent.engines import Sampling
+from tts_agent.engines import Engine, Sampling
 from tts_agent.engines.embedded import EmbeddedEngine
 from tts_agent.prefix import Prefix
 
@@ -46,6 +46,13 @@ class Run:
     generated: int = 0
     forwards: int = 0
     seconds: float = 0.0
+
+    def note(self, branches: Iterable[tuple[int, ...]]) -> None:
+        """Count `branches`, which were sampled and asked about."""
+        for branch in branches:
+            self.sampled += BRANCH_TOKENS
+            self.asked += len(QUESTION)
+            self.sequences.append(branch + QUESTION)
 
     @property
     def ratio(self) -> float:
@@ -85,9 +92,7 @@ async def run_tree(engine: EmbeddedEngine, *, shared: bool) -> Run:
             ]
         branches = [branch for siblings in grown for branch in siblings]
         branches.sort(key=lambda branch: branch[0], reverse=True)
-        run.sampled += len(branches) * BRANCH_TOKENS
-        run.asked += len(branches) * len(QUESTION)
-        run.sequences.extend(prefix.ids + QUESTION for _, prefix in branches)
+        run.note(prefix.ids for _, prefix in branches)
         parents = [prefix for _, prefix in branches[:KEEP]]
     after = engine.counters
     run.seconds = time.perf_counter() - start
@@ -98,7 +103,7 @@ async def run_tree(engine: EmbeddedEngine, *, shared: bool) -> Run:
     return run
 
 
-async def grow(engine: EmbeddedEngine, parent: Prefix, seeds: Sequence[int]) -> list[tuple[float, Prefix]]:
+async def grow(engine: Engine, parent: Prefix, seeds: Sequence[int]) -> list[tuple[float, Prefix]]:
     """Children of `parent`, one for each seed, each with its verdict."""
     stream = engine.sample(parent, Sampling(max_tokens=BRANCH_TOKENS), seeds=seeds)
     children = {completion.index: parent.extend(completion.ids) async for completion in stream}
@@ -152,8 +157,15 @@ def report(shared: Run, unshared: Run) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sharing", description=__doc__.partition("\n")[0])
+    parser.add_argument("--engine", choices=("embedded", "sglang"), default="embedded")
+    parser.add_argument("--address", help="of an SGLang server; without it one is started on the CPU")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     options = parser.parse_args()
+    if options.engine == "sglang":
+        from benchmarks import served
+
+        served.main(options.address, as_json=options.json)
+        return
     shared, unshared = asyncio.run(measure())
     Console().print(report(shared, unshared))
     if options.json:

@@ -105,6 +105,8 @@ def _handler(model: Model) -> type[BaseHTTPRequestHandler]:
                 return
             body = json.loads(raw) if raw else {}
             match self.path:
+                case "/tokenize" if "messages" in body:
+                    self._answer(400, {"message": "tokenizer.chat_template is not set", "code": 400})
                 case "/tokenize":
                     self._answer(200, {"tokens": encode(body["prompt"]), "count": 0, "max_model_len": 2048})
                 case "/detokenize":

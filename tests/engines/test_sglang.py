@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +18,7 @@ from tts_agent import Beam, Budget, Prefix, Sampling, Task, search
 from tts_agent.engines import Completion
 from tts_agent.engines.base import sample_bound
 from tts_agent.engines.sglang import SGLangEngine
+from tts_agent.engines.sglang.diagnosis import diagnose
 from tts_agent.engines.sglang.info import ServerInfo, version_key
 from tts_agent.engines.sglang.memory import Memory, Trees
 from tts_agent.engines.sglang.processor import OFFSET, SLOTS, raw_logprobs
@@ -356,6 +358,14 @@ def test_a_server_of_another_kind(serve: Open) -> None:
         SGLangEngine(server.address)
 
 
+async def test_a_server_without_a_radix_cache_is_warned_of_once(serve: Open) -> None:
+    server = serve(disable_radix_cache=True)
+    with pytest.warns(UserWarning, match="no radix cache"):
+        found = SGLangEngine(server.address)
+    assert len(await sampled(found)) == 3
+    await found.aclose()
+
+
 async def test_servers_of_different_models(serve: Open) -> None:
     one, other = serve(), serve(model_path="another")
     with pytest.raises(ConfigError, match="different models"):
@@ -380,6 +390,26 @@ async def test_requests_that_no_server_should_see(serve: Open) -> None:
         with pytest.raises(PromptError, match="vocabulary"):
             await found.label_logprobs([ROOT], (), [10**6])
         assert server.model.bodies == []
+
+
+# What is said about a server
+
+
+async def test_a_diagnosis_names_the_flags_that_mend_it(serve: Open) -> None:
+    server = serve(enable_custom_logit_processor=False, page_size=16, version="0.5.24")
+    diagnosis = await diagnose(server.address)
+    assert diagnosis.supported and diagnosis.first is not None and diagnosis.second is not None
+    assert diagnosis.first.computed == 256 and diagnosis.second.cached == 256 + 7
+    text = "\n".join(diagnosis.lines())
+    for said in ("--enable-custom-logit-processor", "--page-size 1", "tested with 0.5.23", "'<end>'", "none: prompts"):
+        assert said in text
+    assert json.loads(json.dumps(diagnosis.to_json()))["supported"]
+
+
+async def test_a_diagnosis_of_nothing() -> None:
+    diagnosis = await diagnose("127.0.0.1:9")
+    assert not diagnosis.supported and "launch_server" in diagnosis.problem
+    assert len(diagnosis.lines()) == 2
 
 
 # Text

@@ -46,7 +46,7 @@ def pocket(serve: Serve) -> Server:
 @pytest.fixture(scope="session")
 def qwen(serve: Serve) -> Server:
     """Serves the small Qwen with byte-level BPE."""
-    return serve(models.qwen()).wait()
+    return serve(models.qwen(), "--tool-call-parser", "qwen25", "--reasoning-parser", "qwen3").wait()
 
 
 @pytest.fixture(scope="module")

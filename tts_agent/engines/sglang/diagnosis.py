@@ -11,7 +11,7 @@ from typing import Any
 from tts_agent.engines.base import Sampling
 from tts_agent.engines.sglang.engine import SGLangEngine
 from tts_agent.engines.sglang.info import TESTED_VERSION, ServerInfo
-from tts_agent.errors import TTSError
+from tts_agent.errors import ConfigError, TTSError
 from tts_agent.prefix import Prefix
 
 PROMPT_TOKENS, SAMPLED, ADDED = 256, 8, 16
@@ -106,7 +106,7 @@ def advise(info: ServerInfo) -> tuple[Advice, ...]:
         ),
         (
             info.page > 1,
-            Advice("page size", f"up to {info.page} tokens of a prefix are computed again for each child", "--page-size 1"),
+            Advice("page size", f"each child computes up to {info.page} tokens of its prefix again", "--page-size 1"),
         ),
         (not info.metrics, Advice("metrics", "its own count of tokens cannot be compared", "--enable-metrics")),
         (
@@ -119,7 +119,7 @@ def advise(info: ServerInfo) -> tuple[Advice, ...]:
         ),
         (
             not info.strict_thinking,
-            Advice("thinking", "max_thinking_tokens is not enforced", "--enable-strict-thinking --reasoning-parser NAME"),
+            Advice("thinking", "max_thinking_tokens is not enforced", "--enable-strict-thinking and a parser"),
         ),
         (not info.priority, Advice("priority", "requests cannot overtake each other", "--enable-priority-scheduling")),
         (info.grammar is None, Advice("constraints", "JSON schemas are not obeyed", "--grammar-backend xgrammar")),
@@ -149,19 +149,26 @@ async def _examine(engine: SGLangEngine, address: str) -> ServerDiagnosis:
     problem = ""
     if info.radix_cache and second.cached < first.prompt - info.page:
         problem = (
-            f"only {second.cached} of {first.prompt} tokens were shared between two requests; is the cache too small, or "
-            "does a router send them to different servers? Route by prefix, or raise --mem-fraction-static"
+            f"only {second.cached} of {first.prompt} tokens were shared between two requests; is the cache too small, "
+            "or does a router send them to different servers? Route by prefix, or raise --mem-fraction-static"
         )
     return ServerDiagnosis(
         address=address,
         problem=problem,
         info=info,
         end_tokens=tuple(engine.decode([token]) for token in engine.capabilities.end_ids),
-        chat_template=await engine.has_template(),
+        chat_template=_has_template(engine),
         advice=advise(info),
         first=first,
         second=second,
     )
+
+
+def _has_template(engine: SGLangEngine) -> bool:
+    try:
+        return bool(engine.render([{"role": "user", "content": "Hello"}]))
+    except ConfigError:
+        return False
 
 
 def _prompt(engine: SGLangEngine) -> Prefix:

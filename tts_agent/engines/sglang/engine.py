@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Sequence
+import warnings
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -27,6 +28,7 @@ from tts_agent.engines.sglang.questions import Asked, ask
 from tts_agent.engines.sglang.reply import prompt_usage
 from tts_agent.engines.sglang.stream import Run, SGLangStream
 from tts_agent.engines.sglang.tokens import open_tokens
+from tts_agent.engines.sglang.turns import Message, SaidTurn, read_turn, render
 from tts_agent.engines.sglang.worker import Worker
 from tts_agent.errors import ConfigError, EngineUnavailable, PromptError
 from tts_agent.prefix import Prefix
@@ -93,6 +95,12 @@ class SGLangEngine:
             for server in servers:
                 server.close()
             raise
+        if blind := [info.address for info in infos if not info.radix_cache]:
+            warnings.warn(
+                f"the SGLang server at {blind[0]!r} has no radix cache: every branch computes its whole prompt again; "
+                "launch it without --disable-radix-cache",
+                stacklevel=2,
+            )
         self._width = max(width, self._tokens.vocabulary)  # ids below it are known to be in the model's vocabulary
         self._context = min(info.context for info in infos)
         self._capacity = min(info.capacity for info in infos)
@@ -145,6 +153,10 @@ class SGLangEngine:
         """Attempts that a server refused before it had begun with them, so that they were made again."""
         return self._desk.refused
 
+    def home(self, prefix: Prefix) -> str:
+        """The address of the server that is asked first to continue `prefix`."""
+        return self._pool.order(prefix.ids)[0].address
+
     def encode(self, text: str) -> tuple[int, ...]:
         """See `Engine.encode`; without a tokenizer in this process, the caller waits for the server."""
         return self._tokens.encode(text)
@@ -152,6 +164,28 @@ class SGLangEngine:
     def decode(self, ids: Sequence[int]) -> str:
         """See `Engine.decode`; the text of a completion is at hand when it ends."""
         return self._tokens.decode(ids)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> Prefix:
+        """The prefix of a conversation, up to where the model speaks, by the server's chat template.
+
+        `variables` are for the template. Raises `ConfigError` if the model has none.
+        """
+        return Prefix(render(self._first, messages, tools=tools, variables=variables))
+
+    def read_turn(self, text: str, *, tools: Sequence[Mapping[str, Any]] = ()) -> SaidTurn:
+        """A turn of the model, taken apart by the server's parsers; see `turns.read_turn`."""
+        return read_turn(self._first, self.info, text, tools=tools)
+
+    @property
+    def _first(self) -> HttpServer:
+        """A server that answers, as far as is known."""
+        return min(self._pool.workers, key=lambda worker: not worker.up or worker.info is None).server
 
     def sample(self, prefix: Prefix, sampling: Sampling, *, seeds: Sequence[int], at: float = 0.0) -> SGLangStream:
         """See `Engine.sample`; must be called in a running event loop."""

@@ -84,7 +84,7 @@ class ServerTokens:
             middle = (low + high) // 2
             known = any(self._detokenize([[middle], [middle + 1], [middle + 2]]))
             low, high = (middle, high) if known else (low, middle)
-        return high + 2
+        return high
 
     def _ask(self, path: str, body: dict[str, Any]) -> Any:
         for server in list(self._servers):
