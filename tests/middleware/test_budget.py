@@ -23,6 +23,7 @@ from tts_agent import Budget
 from tts_agent.errors import BudgetError, ConfigError, LogError
 from tts_agent.middleware import BudgetMiddleware, BudgetRefusal, TextBound
 from tts_agent.nodes import SharedBudget
+from tts_agent.nodes import shared as shared_module
 
 GO: Any = {"messages": [HumanMessage("go")]}
 THREAD: Any = {"configurable": {"thread_id": "1"}}
@@ -82,29 +83,27 @@ async def run(agent: Any, start: Any = GO) -> Any:
 faults = st.dictionaries(st.integers(0, 80), st.sampled_from(Fault.__args__), max_size=20)  # type: ignore[attr-defined]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    n=st.integers(1, 64),
-    budget=st.builds(
-        Budget,
-        calls=st.none() | st.integers(1, 90),
-        total_tokens=st.none() | st.integers(300, 12_000),
-        generated_tokens=st.none() | st.integers(64, 3000),
-        dollars=st.none() | st.floats(0.001, 0.05),
-    ),
-    faults=faults,
-    sync=st.booleans(),
+budgets = st.builds(
+    Budget,
+    calls=st.none() | st.integers(1, 90),
+    total_tokens=st.none() | st.integers(300, 12_000),
+    generated_tokens=st.none() | st.integers(64, 3000),
+    dollars=st.none() | st.floats(0.001, 0.05),
 )
-def test_no_limit_is_passed_at_any_fan_out(n: int, budget: Budget, faults: dict[int, Fault], sync: bool) -> None:
+cases = given(n=st.integers(1, 64), budget=budgets, faults=faults, sync=st.booleans())
+
+
+def check_fan_out(n: int, budget: Budget, faults: dict[int, Fault], sync: bool) -> None:
     if sync:
         faults = {call: fault for call, fault in faults.items() if fault != "hangs"}
     model = Teller(
-        lambda messages, call: "word " * (call * 7 % 40) if call % 3 else adding(messages, call),
+        lambda messages, call: "word " * (call * 7 % 40) if call % 3 or call > 99 else adding(messages, call),
         faults=faults,
         max_tokens=120,
     )
     guard = BudgetMiddleware(budget, prices=PRICES, prompt_bound=TextBound())
-    agent = create_agent(model, [add], middleware=[guard, FanOut(n, patience=0.05)])
+    patience = 0.05 if "hangs" in faults.values() else 60.0
+    agent = create_agent(model, [add], middleware=[guard, FanOut(n, patience)])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*reports no usage")
         if sync:
@@ -127,6 +126,19 @@ def test_no_limit_is_passed_at_any_fan_out(n: int, budget: Budget, faults: dict[
             assert used + told["lost"].get("total_tokens", 0) >= served.total
         if not faults:
             assert used == served.total and not told["lost"]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@cases
+def test_no_limit_is_passed_at_any_fan_out(n: int, budget: Budget, faults: dict[int, Fault], sync: bool) -> None:
+    check_fan_out(n, budget, faults, sync)
+
+
+@pytest.mark.verify
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@cases
+def test_no_limit_is_passed_in_many_cases(n: int, budget: Budget, faults: dict[int, Fault], sync: bool) -> None:
+    check_fan_out(n, budget, faults, sync)
 
 
 @pytest.mark.parametrize("sync", [True, False])
@@ -263,6 +275,37 @@ class TestSubAgents:
         # All workers of one run share what their budget allows a run.
         assert model.served.calls == 2 + 2 == spent(result)["usage"]["calls"]
 
+    async def test_a_worker_of_two_managers_is_held_to_its_own_budget_and_to_both_of_theirs(self) -> None:
+        working = Teller(lambda messages, call: calls("add", a=1, b=call))
+        guard = BudgetMiddleware(SharedBudget(Budget(calls=9), name="worker"))
+        worker_agent = create_agent(working, [add], middleware=[guard])
+
+        @tool
+        async def worker() -> str:
+            """Work."""
+            return str((await worker_agent.ainvoke(GO))["messages"][-1].text)
+
+        def manager(name: str, limit: int) -> Any:
+            model = Teller(lambda m, c: "managed" if isinstance(m[-1], ToolMessage) else calls(*["worker"] * 4))
+            agent = create_agent(model, [worker], middleware=[BudgetMiddleware(Budget(calls=limit), name=name)])
+
+            @tool(name)
+            async def manage() -> str:
+                """Manage."""
+                result = await agent.ainvoke(GO)
+                return str(spent(result, name)["usage"]["calls"])
+
+            return manage
+
+        top = Teller(lambda m, c: "done" if isinstance(m[-1], ToolMessage) else calls("left", "right"))
+        agent = create_agent(
+            top, [manager("left", 5), manager("right", 6)], middleware=[BudgetMiddleware(Budget(calls=50))]
+        )
+        result = await agent.ainvoke(GO)
+        left, right = (int(message.text) for message in result["messages"] if isinstance(message, ToolMessage))
+        assert working.served.calls <= 9 and left <= 5 and right <= 6
+        assert spent(result)["usage"]["calls"] == left + right + 2
+
     async def test_tokens_hold_over_a_whole_team(self) -> None:
         guard = BudgetMiddleware(Budget(total_tokens=4000), prompt_bound=TextBound())
         model, agent = self.team(guard, [BudgetMiddleware(guard.budget, prompt_bound=TextBound())], 12, steps=6)
@@ -354,6 +397,15 @@ class TestCheckpoints:
         assert model.served.calls == 3 and "3 calls" in result["messages"][-1].text
         assert agent.invoke(GO, {"configurable": {"thread_id": "2"}})["messages"][-1].text == "hello"
 
+    def test_a_fork_goes_on_in_the_account_that_it_was_forked_from(self) -> None:
+        model, saver = Teller(adding), InMemorySaver()
+        agent = create_agent(model, [add], middleware=[BudgetMiddleware(Budget(calls=5))], checkpointer=saver)
+        for _ in agent.stream(GO, THREAD):
+            if model.served.calls == 2:
+                break
+        old = list(agent.get_state_history(THREAD))[-2].config
+        assert spent(agent.invoke(None, old))["usage"]["calls"] == 5 == model.served.calls
+
     def test_a_run_budget_and_a_thread_budget_side_by_side(self) -> None:
         model, saver = Teller(adding), InMemorySaver()
         guards = [
@@ -381,6 +433,16 @@ class TestCheckpoints:
             )
         with pytest.raises(LogError, match="no account"):
             agent.invoke({**GO, "tts_budgets": {"agent": {"soft": [], "counters": {}, "run": "r"}}})
+
+
+def test_accounts_of_runs_that_are_over_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_module, "KEPT", 3)
+    monkeypatch.setattr(shared_module, "IDLE", 0.0)
+    guard = BudgetMiddleware(Budget(calls=1))
+    agent = create_agent(Teller(lambda messages, call: "hello"), [], middleware=[guard])
+    for _ in range(9):
+        assert agent.invoke(GO)["messages"][-1].text == "hello"
+    assert len(guard.budget._accounts) <= 4 and len(guard.budget._runs) <= 5
 
 
 @pytest.mark.parametrize(

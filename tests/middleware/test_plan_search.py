@@ -241,6 +241,14 @@ class TestBudget:
         assert result["messages"][-1].text == "7"
         assert result["messages"][-1].response_metadata["tts"]["limit"] == "seconds"
 
+    async def test_when_the_time_of_the_run_is_up_the_best_so_far_is_used(self) -> None:
+        model = Teller(lambda messages, call: str(call), faults={3: "hangs"})
+        guard = BudgetMiddleware(Budget(seconds=2.0))
+        agent = create_agent(model, [], middleware=[guard, PlanSearchMiddleware(4, judge=largest)])
+        result = await agent.ainvoke(GO)
+        assert result["messages"][-1].text == "2"
+        assert result["tts_budgets"]["agent"]["lost"]["calls"] == 1
+
 
 async def test_cancelling_the_agent_cancels_the_candidates() -> None:
     model = Teller(number, faults=dict.fromkeys(range(4), "hangs"))

@@ -2,11 +2,12 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from langchain_core.messages import HumanMessage
 from langgraph.graph import END, START, StateGraph
+from langgraph.graph.message import add_messages
 
 from tests.nodes.world import GrammarDialect, make_engine, make_graph
 from tests.scripts import make_verifier
@@ -131,6 +132,26 @@ def test_a_strategy_without_end_is_not_left_without_a_limit() -> None:
     with pytest.raises(ConfigError, match="goes on until a budget stops it"):
         agent = make_graph(make_engine(), strategy=BestFirst(max_expansions=None), budget=Budget(calls=9)).compile()
         agent.invoke(GO, context={"tts": {"plan": {"calls": None}}})
+
+
+@dataclass
+class MyState:
+    messages: Annotated[list[Any], add_messages]
+    tts: dict[str, Any] | None = None
+    topic: str = ""
+
+
+def test_a_state_of_any_shape_is_read_and_one_without_messages_is_refused() -> None:
+    engine = make_engine()
+    node = make_plan_node(engine, dialect=GrammarDialect(engine), budget=Budget(calls=9))
+    graph = StateGraph(MyState)
+    graph.add_node("plan", node)
+    graph.add_edge(START, "plan")
+    graph.add_edge("plan", END)
+    assert graph.compile().invoke(GO)["tts"]["outcome"]["decision"]
+    for state in ({"topic": "x"}, {"messages": None}, object()):
+        with pytest.raises(ConfigError, match="no list of 'messages'"):
+            node.invoke(state)  # type: ignore[arg-type]
 
 
 def test_an_unknown_version_in_the_state_is_refused() -> None:

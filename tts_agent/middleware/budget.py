@@ -23,6 +23,9 @@ from tts_agent.usage import ZERO, Prices, Usage
 LEAST_TOKENS = 64
 """An answer is not cut below this many tokens to make it fit; the call is refused instead."""
 
+OUTPUT_TOKENS = 4096
+"""What an answer may have where nobody says."""
+
 
 class BudgetState(AgentState[Any]):
     """State of an agent with a budget; `tts_budgets` says what was spent."""
@@ -40,10 +43,11 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     spent, which `limit` refused, and why the budget is `soft`, if it is.
 
     * Calls are always hard. Tokens and dollars are hard where the answer has a cap and the prompt a bound: the cap is
-      the model's own limit or `output_tokens`, whichever is less, cut to what is left, and passed as the argument that
-      `cap` names (or that the model has among its fields: `max_tokens` and the like); `prompt_bound=TextBound()` counts
-      bytes, `TextBound(tokenizer)` tokens. Otherwise they are soft: reserved at an estimate, charged as reported, and
-      warned of once.
+      the model's own (4096 if it has none) or `output_tokens`, if that is less, cut to what is left, and passed as the
+      argument that `cap` names (or that the model has among its fields: `max_tokens` and the like);
+      `prompt_bound=TextBound()` counts bytes, `TextBound(tokenizer)` tokens. Otherwise they are soft: reserved at an
+      estimate, charged as reported, and warned of once. What a call reserves is out of reach for those beside it until
+      it ends, so a cap near what answers need lets more of them run.
     * Seconds are those in which models or tools of the run are at work. In an asynchronous agent they cancel what runs;
       in a synchronous one they are looked at between calls.
     * Dollars need `prices`, in which a `SharedBudget` may come with its own.
@@ -64,13 +68,13 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         per: Literal["run", "thread"] | None = None,
         prices: Prices | None = None,
         prompt_bound: PromptBound | None = None,
-        output_tokens: int = 4096,
+        output_tokens: int | None = None,
         cap: str | None = None,
         at_limit: Literal["message", "raise"] = "message",
         name: str | None = None,
     ) -> None:
         super().__init__()
-        if output_tokens < 1:
+        if output_tokens is not None and output_tokens < 1:
             raise ConfigError(f"output_tokens={output_tokens!r} must be at least 1")
         if at_limit not in ("message", "raise"):
             raise ConfigError(f"at_limit={at_limit!r} is unknown; known: 'message', 'raise'")
@@ -151,23 +155,21 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     def _metered(self, state: Any) -> Iterator["_Visit"]:
         """Admit all model calls of this context in the account of the run."""
         outer = current_meter()
-        around = None if outer is None else outer.account
-        account = around
-        while account is not None and not self.budget.owns(account):
-            account = account.parent
-        inside = account is not None
-        if account is None:
-            account = self.budget.open(state, inside=around)
+        accounts = () if outer is None else outer.accounts
+        own = next((account for account in accounts if self.budget.owns(account)), None)
+        if own is None:
+            own = self.budget.open(state)
+            accounts = (*accounts, own)
         meter = Meter(
-            around if inside and around is not None else account,  # what the inner one is charged, the outer ones are
+            accounts,
             prompt_bound=self._prompt_bound or (outer.prompt_bound if outer else None),
             prices=self._prices or (outer.prices if outer else None),
-            output_tokens=self._output_tokens,
+            output_tokens=self._output_tokens or OUTPUT_TOKENS,
             caps=(self._cap,) if self._cap else CAPS,
             said=self._said,
         )
         with metering(meter):
-            yield _Visit(account, meter)
+            yield _Visit(own, meter)
 
     def cap(self, request: ModelRequest[Any], visit: "_Visit") -> ModelRequest[Any]:
         """`request` with a cap on its answer that fits. Raises `BudgetRefusal` if not even the least answer fits."""
@@ -176,17 +178,17 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         if argument is None or not meter.counts_tokens:
             return request
         own = request.model_settings.get(argument) or getattr(request.model, argument, None)
-        wanted = min(own, self._output_tokens) if isinstance(own, int) else self._output_tokens
+        wanted = own if isinstance(own, int) and own > 0 else OUTPUT_TOKENS
+        wanted = min(wanted, self._output_tokens or wanted)
         prompt = self.prompt_size(request, meter) + self.beside
-        account = meter.account
         fits = fit(
-            lambda _, tokens: account.ledger.refuses(meter.bound(prompt, tokens)) is not None,
+            lambda _, tokens: meter.ledger.refuses(meter.bound(prompt, tokens)) is not None,
             1,
             wanted,
             least_tokens=min(LEAST_TOKENS, wanted),
         )
         if fits is None:
-            visit.refuse(account.ledger.refuses(meter.bound(prompt, min(LEAST_TOKENS, wanted))) or "total_tokens")
+            visit.refuse(meter.refuses(meter.bound(prompt, min(LEAST_TOKENS, wanted))) or "total_tokens")
         return request.override(model_settings={**request.model_settings, argument: fits.max_tokens})
 
     @staticmethod
@@ -241,17 +243,17 @@ class _Visit:
     def refuse(self, unit: str) -> NoReturn:
         """Raise the refusal, and remember it."""
         self.account.limit = unit
-        raise BudgetRefusal(unit, self.account.ledger.name)
+        raise BudgetRefusal(unit, self.meter.ledger.name)
 
     def check(self, least: Usage) -> None:
         """Raise `BudgetRefusal` if there is no room for `least`, or no time left."""
-        if unit := self.meter.account.refuses(least):
+        if unit := self.meter.refuses(least):
             self.refuse(unit)
 
     @asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:
         """Cancel what runs inside when the run's time is over, and raise `BudgetRefusal`."""
-        deadline = asyncio.timeout(self.meter.account.seconds_left())
+        deadline = asyncio.timeout(self.meter.seconds_left())
         try:
             async with deadline:
                 yield

@@ -20,7 +20,7 @@ from langchain_core.tracers.context import register_configure_hook
 
 from tts_agent.errors import BudgetError
 from tts_agent.middleware.bounds import PromptBound, estimate
-from tts_agent.nodes.account import Account
+from tts_agent.nodes.account import Account, JointLedger
 from tts_agent.usage import ZERO, Prices, Usage
 
 CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict", "max_new_tokens")
@@ -39,7 +39,7 @@ class BudgetRefusal(BudgetError):
 
 
 class Meter(BaseCallbackHandler):
-    """Admits and settles the model calls of one context in an account; active inside `metering()`."""
+    """Admits and settles the model calls of one context in all its accounts; active inside `metering()`."""
 
     raise_error = True
     run_inline = True
@@ -47,7 +47,7 @@ class Meter(BaseCallbackHandler):
 
     def __init__(
         self,
-        account: Account,
+        accounts: Sequence[Account],
         *,
         prompt_bound: PromptBound | None = None,
         prices: Prices | None = None,
@@ -55,7 +55,8 @@ class Meter(BaseCallbackHandler):
         caps: Sequence[str] = CAPS,
         said: set[str] | None = None,
     ) -> None:
-        self.account = account
+        self.accounts = tuple(accounts)
+        self.ledger = JointLedger(self.accounts)
         self.prompt_bound, self.prices, self.output_tokens = prompt_bound, prices, output_tokens
         self.prompt = 0
         """Tokens of the largest prompt that was asked for, as it was reserved."""
@@ -76,7 +77,7 @@ class Meter(BaseCallbackHandler):
         self._admit(run_id.int, [HumanMessage(prompt) for prompt in prompts], _params(serialized, kwargs))
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
-        ledger = self.account.ledger
+        ledger = self.ledger
         with ledger.held():
             bound = self._open.pop(run_id.int, None)
             if bound is None:
@@ -94,9 +95,10 @@ class Meter(BaseCallbackHandler):
         if params.get("_type") == FREE:
             return
         bound = self._bound(messages, params)
-        with self.account.ledger.held():
-            if unit := self.account.reserve(reservation, bound):
-                raise BudgetRefusal(unit, self.account.ledger.name)
+        with self.ledger.held():
+            if unit := self.refuses(bound):
+                raise BudgetRefusal(unit, self.ledger.name)
+            self.ledger.reserve(reservation, bound)
             self._open[reservation] = bound
             self.admitted += 1
 
@@ -124,10 +126,27 @@ class Meter(BaseCallbackHandler):
         """The most that one call with such a prompt and such an answer may use."""
         return self._priced(Usage(prompt_computed=prompt, generated=generated, decoded=generated, calls=1))
 
+    def refuses(self, bound: Usage) -> str | None:
+        """The first unit that leaves no room for `bound`, in any of the accounts."""
+        unit = self.ledger.refuses(bound)
+        if unit is None:
+            left = self.seconds_left()
+            unit = "seconds" if left is not None and left <= 0 else None
+        if unit is not None:
+            for account in self.accounts:
+                account.limit = unit
+        return unit
+
+    def seconds_left(self) -> float | None:
+        """Seconds until the nearest time limit of the accounts; None without one."""
+        for account in self.accounts:
+            account.tick()
+        return self.ledger.seconds_left()
+
     @property
     def counts_tokens(self) -> bool:
-        """Whether any limit, here or around, is about more than calls and seconds."""
-        return any(limit is not None for limit in self.account.ledger.limits()[1:])
+        """Whether any limit is about more than calls and seconds."""
+        return any(limit is not None for limit in self.ledger.limits()[1:])
 
     def _priced(self, usage: Usage) -> Usage:
         return usage if self.prices is None else usage._replace(dollars=self.prices.dollars(usage))
@@ -147,7 +166,7 @@ class Meter(BaseCallbackHandler):
 
     def _lose(self, reservation: int) -> None:
         """Charge a call in full of which nobody knows what it used."""
-        ledger = self.account.ledger
+        ledger = self.ledger
         with ledger.held():
             if self._open.pop(reservation, None) is not None:
                 ledger.lose(reservation)
@@ -160,14 +179,12 @@ class Meter(BaseCallbackHandler):
 
     def note(self, why: str) -> None:
         """Remember why limits on tokens are soft, and say so the first time."""
-        account: Account | None = self.account
-        while account is not None:
+        for account in self.accounts:
             if any(limit is not None for limit in account.ledger.budget.limits[1:]):
                 account.soft[why] = None
-            account = account.parent
         if why not in self._said:
             self._said.add(why)
-            warnings.warn(f"budget {self.account.ledger.name!r} is soft: {why}", stacklevel=2)
+            warnings.warn(f"budget {self.ledger.name!r} is soft: {why}", stacklevel=2)
 
 
 _meter: ContextVar[Meter | None] = ContextVar("tts_agent_meter", default=None)
@@ -193,12 +210,14 @@ def current_meter() -> Meter | None:
 def metering(meter: Meter) -> Iterator[Meter]:
     """Have `meter` admit the model calls of this context, and of the tasks and threads that copy it."""
     before = _meter.set(meter)
-    meter.account.enter()
+    for account in meter.accounts:
+        account.enter()
     try:
         yield meter
     finally:
         meter.close()
-        meter.account.leave()
+        for account in meter.accounts:
+            account.leave()
         _meter.reset(before)
 
 

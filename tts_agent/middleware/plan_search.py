@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
+from langchain_core.language_models import BaseChatModel
 from langgraph.constants import TAG_NOSTREAM
 
 from tts_agent.budget import Budget
 from tts_agent.errors import ConfigError
 from tts_agent.middleware.bounds import estimate
 from tts_agent.middleware.candidates import Ask, Candidate, CandidateEngine
-from tts_agent.middleware.meter import BudgetRefusal
+from tts_agent.middleware.meter import BudgetRefusal, current_meter
 from tts_agent.nodes.loop import run_sync
 from tts_agent.outcome import Outcome
 from tts_agent.search import BestOfN, Strategy, make_strategy, search
@@ -30,6 +31,9 @@ Score = float | bool | Verdict | Unverified | None
 """What a judge says of a candidate: a score in [0, 1], a verdict, or None for "cannot say"."""
 
 Judge = Callable[[Candidate], Score | Awaitable[Score]]
+
+MARGIN = 0.1
+"""Share of the time that is left to a run which is kept for choosing."""
 
 
 class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
@@ -84,7 +88,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         self._budget = (budget or Budget()).override({"commit_tokens": 0})
         self._prices, self._temperature, self._seed = prices, temperature, seed
         self._concurrency, self._output_tokens = concurrency, output_tokens
-        self._quiet = not stream_candidates
+        self._quiet, self._hushed = not stream_candidates, _Hushed()
         self._trace = None if trace is None else Path(trace)
         self._sized = any(limit is not None for limit in self._budget.limits[1:])
         if not self._strategy.bounded and self._budget == Budget(commit_tokens=0):
@@ -122,7 +126,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
             engine.task(self._output_tokens),
             strategy=self._strategy,
             verifier=self._verifier(engine),
-            budget=self._budget,
+            budget=self._in_time(),
             prices=self._prices,
             seed=self._seed,
             name=self.name,
@@ -133,13 +137,20 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
             return _without_decision(engine, outcome)
         return _signed(engine.candidate(outcome.decision), outcome)
 
+    def _in_time(self) -> Budget:
+        """The budget of a step, which ends shortly before the time of the run does, so that the best so far is used."""
+        meter = current_meter()
+        left = None if meter is None else meter.seconds_left()
+        if left is None or left <= 0:
+            return self._budget
+        seconds = left * (1 - MARGIN)
+        return self._budget.override({"seconds": min(seconds, self._budget.seconds or seconds)})
+
     def _asked(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         """The request that candidates are sampled with."""
         changes: dict[str, Any] = {}
         if self._quiet:
-            # What candidates say is not the agent's answer, so it is kept from LangGraph's message stream.
-            tags = [*(request.model.tags or []), TAG_NOSTREAM]
-            changes["model"] = request.model.model_copy(update={"tags": tags})
+            changes["model"] = self._hushed.model(request.model)
         if self._temperature is not None:
             changes["model_settings"] = {**request.model_settings, "temperature": self._temperature}
         return request.override(**changes) if changes else request
@@ -150,6 +161,25 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         if hasattr(self._judge, "scope"):
             return cast(Verifier, self._judge)
         return _Judged(self._judge, engine)
+
+
+class _Hushed:
+    """A chat model whose words are kept from LangGraph's message stream: what candidates say is not the agent's answer.
+
+    A copy costs LangChain a new description of the model, so it is made once for a model that stays as it is.
+    """
+
+    def __init__(self) -> None:
+        self._copies: tuple[BaseChatModel, dict[str, Any], BaseChatModel] | None = None
+
+    def model(self, model: BaseChatModel) -> BaseChatModel:
+        if self._copies is not None:
+            original, fields, copy = self._copies
+            if original is model and all(vars(model).get(name) is value for name, value in fields.items()):
+                return copy
+        copy = model.model_copy(update={"tags": [*(model.tags or []), TAG_NOSTREAM]})
+        self._copies = (model, dict(vars(model)), copy)
+        return copy
 
 
 class _Judged:

@@ -71,7 +71,7 @@ class TreeSearchMiddleware(AgentMiddleware[TreeSearchState, Any, Any]):
             return step
         meter = current_meter()
         if meter is not None:
-            around = meter.account.ledger
+            around = meter.ledger
             step = replace(
                 step, ledger=Ledger(step.ledger.budget, name="step", parent=around, prices=self.planner.prices)
             )

@@ -1,24 +1,39 @@
 """The live account of a run: one in a process, for whatever runs side by side in it."""
 
 import time
+from collections.abc import Sequence
+from threading import RLock
 from uuid import uuid4
 
 from tts_agent.budget import SECONDS, Amounts, Budget, Ledger
 from tts_agent.nodes.spent import VERSION, Counter, Entry
-from tts_agent.usage import Prices, Usage
+from tts_agent.usage import Prices
+
+_lock = RLock()
+"""Held while any account of a run changes, so that several can be asked and charged as one."""
 
 
 class RunLedger(Ledger):
-    """The account of a run, which other processes may have begun and other accounts may contain."""
+    """The account of a run, which other processes may have begun."""
+
+    def __init__(self, budget: Budget, *, name: str, prices: Prices | None = None) -> None:
+        super().__init__(budget, name=name, prices=prices)
+        self._lock = _lock
+
+    def limit(self, budget: Budget) -> None:
+        """Have other limits from now on."""
+        with self._lock:
+            self.budget, self._limits = budget, budget.limits
+            self._bounded = [unit for unit, limit in enumerate(self._limits) if limit is not None]
 
     def carry(self, amounts: Amounts, seconds: float) -> None:
-        """Count against the limits here what was spent elsewhere; the scopes around this one know of it already."""
+        """Count against the limits what was spent elsewhere."""
         with self._lock:
             self._charged = list(Amounts(*self._charged).plus(amounts))
             self.seconds += seconds
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass here alone: the accounts around have clocks of their own."""
+        """Let time pass."""
         with self._lock:
             self.seconds += seconds
             self._spent[SECONDS] += seconds
@@ -26,12 +41,20 @@ class RunLedger(Ledger):
     def withdraw(self, scope: Ledger) -> None:
         """Take back what `scope`, which was closed, has charged here: its work is told again from its own log."""
         with self._lock:
-            for around in self._chain:
-                around._charged = list(Amounts(*around._charged).minus(Amounts(*scope._charged)))
-                around._lost = list(Amounts(*around._lost).minus(scope.lost))
-                around._excess = list(Amounts(*around._excess).minus(scope.excess))
-                around._spent = [max(a - b, 0) for a, b in zip(around._spent, scope._spent, strict=True)]
-                around.seconds = max(around.seconds - scope.seconds, 0.0)
+            self._charged = list(Amounts(*self._charged).minus(Amounts(*scope._charged)))
+            self._lost = list(Amounts(*self._lost).minus(scope.lost))
+            self._excess = list(Amounts(*self._excess).minus(scope.excess))
+            self._spent = [max(a - b, 0) for a, b in zip(self._spent, scope._spent, strict=True)]
+            self.seconds = max(self.seconds - scope.seconds, 0.0)
+
+
+class JointLedger(Ledger):
+    """A scope inside several accounts at once: what it reserves has to fit into all of them, and is charged to all."""
+
+    def __init__(self, accounts: "Sequence[Account]") -> None:
+        ledgers = [account.ledger for account in accounts]
+        super().__init__(name=" and ".join(ledger.name for ledger in ledgers), parent=ledgers[-1])
+        self._chain = (self, *ledgers)
 
 
 class Account:
@@ -41,8 +64,8 @@ class Account:
     begins, `leave` when it ends.
     """
 
-    def __init__(self, ledger: RunLedger, *, run: str, begun: float, parent: "Account | None" = None) -> None:
-        self.ledger, self.run, self.begun, self.parent = ledger, run, begun, parent
+    def __init__(self, ledger: RunLedger, *, run: str, begun: float) -> None:
+        self.ledger, self.run, self.begun = ledger, run, begun
         self.soft: dict[str, None] = {}
         """Why a limit may be passed all the same, in words."""
         self.limit: str | None = None
@@ -56,7 +79,7 @@ class Account:
     @property
     def idle(self) -> bool:
         """Whether nothing is under way."""
-        return not self._active and not self.ledger.reservations
+        return not self._active and not any(self.ledger.reserved)
 
     @property
     def charged(self) -> Amounts:
@@ -67,20 +90,16 @@ class Account:
     # --- time
 
     def enter(self) -> None:
-        """Something begins, here and so in the accounts around."""
+        """Something begins."""
         with self.ledger.held():
             self.tick()
             self._active += 1
-            if self.parent is not None:
-                self.parent.enter()
 
     def leave(self) -> None:
         """It has ended."""
         with self.ledger.held():
             self.tick()
             self._active -= 1
-            if self.parent is not None:
-                self.parent.leave()
 
     def tick(self) -> None:
         """Charge the time since the last tick."""
@@ -90,33 +109,7 @@ class Account:
                 self.ledger.pass_time(now - self._since)
             self._since = self.used = now
 
-    def seconds_left(self) -> float | None:
-        """Seconds until the nearest time limit here or in an account around; None without one."""
-        account: Account | None = self
-        while account is not None:
-            account.tick()
-            account = account.parent
-        return self.ledger.seconds_left()
-
-    # --- spending
-
-    def refuses(self, bound: Usage) -> str | None:
-        """The first unit that leaves no room for `bound`."""
-        unit = self.ledger.refuses(bound)
-        if unit is None:
-            left = self.seconds_left()
-            unit = "seconds" if left is not None and left <= 0 else None
-        return unit
-
-    def reserve(self, reservation: int, bound: Usage) -> str | None:
-        """Set `bound` aside, or return the unit that refuses it."""
-        with self.ledger.held():
-            unit = self.refuses(bound)
-            if unit is None:
-                self.ledger.reserve(reservation, bound)
-            else:
-                self.limit = unit
-            return unit
+    # --- planning steps
 
     def step(self, task: str, budget: Budget, prices: Prices | None = None) -> Ledger:
         """The ledger of a planning step that `task` works on.

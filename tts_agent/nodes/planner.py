@@ -1,6 +1,6 @@
 """One planning step: what to search for, in which account, and what becomes of the result."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 from uuid import uuid4
@@ -17,7 +17,7 @@ from tts_agent.nodes.account import Account
 from tts_agent.nodes.overrides import RUN, overridden
 from tts_agent.nodes.shared import SharedBudget
 from tts_agent.nodes.spent import BUDGETS
-from tts_agent.nodes.state import Memory, Update, subtree, summary
+from tts_agent.nodes.state import Memory, Update, read_state, subtree, summary
 from tts_agent.outcome import Outcome
 from tts_agent.search import Search, make_strategy
 from tts_agent.search.base import Strategy
@@ -102,14 +102,13 @@ class Planner:
 
     # --- the beginning
 
-    def begin(
-        self, state: Mapping[str, Any], config: RunnableConfig | None = None, *, key: str | None = None
-    ) -> Step | Update:
+    def begin(self, state: Any, config: RunnableConfig | None = None, *, key: str | None = None) -> Step | Update:
         """The step that `state` asks for; the state's update itself if there is nothing to search.
 
         `config` may change budgets. `key` is what tells the step from others in a shared budget, and is the same when
         it is resumed; without one it is the number of the step.
         """
+        state = read_state(state)
         memory = Memory.read(state, self.engine.decode)
         request = self.dialect.request(state["messages"], memory.decided)
         if isinstance(request, Answer):

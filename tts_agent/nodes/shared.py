@@ -73,8 +73,8 @@ class SharedBudget:
         self._threads: dict[str, str] = {}
         know(self, name)
 
-    def open(self, state: Any, config: RunnableConfig | None = None, *, inside: Account | None = None) -> Account:
-        """The account of the run that calls, nested in the account `inside`; its limits may be changed at run time.
+    def open(self, state: Any, config: RunnableConfig | None = None) -> Account:
+        """The account of the run that calls; its limits may be changed at run time.
 
         Raises `LogError` if another version of this package wrote what `state` holds, or it is damaged.
         """
@@ -84,17 +84,14 @@ class SharedBudget:
         with self._lock:
             run = self._run(here, entry)
             account = self._accounts.pop(run, None)
-            changed = account is not None and account.ledger.budget != budget and account.idle
-            if account is None or account.parent is not inside or changed:
+            if account is None:
+                self._forget()
                 begun = entry["begun"] if entry is not None and entry["run"] == run else time.time()
-                around = None if inside is None else inside.ledger
-                ledger = RunLedger(budget, name=self.name, parent=around, prices=self.prices)
-                before, account = account, Account(ledger, run=run, begun=begun, parent=inside)
-                account.learn(None if before is None else before.entry())
+                account = Account(RunLedger(budget, name=self.name, prices=self.prices), run=run, begun=begun)
+            account.ledger.limit(budget)
             account.learn(entry)
             self._accounts[run] = account  # the newest stands last
             account.used = time.monotonic()
-            self._forget()
             return account
 
     def owns(self, account: Account) -> bool:

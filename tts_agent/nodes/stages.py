@@ -24,7 +24,7 @@ from tts_agent.events import Decode, Judged, Merged, Pruned, Sampled, log_from_j
 from tts_agent.nodes.loop import run_sync
 from tts_agent.nodes.overrides import know
 from tts_agent.nodes.planner import Planner, Settings, Step
-from tts_agent.nodes.state import StagedState, Update
+from tts_agent.nodes.state import StagedState, Update, read_state
 from tts_agent.search import Search
 from tts_agent.thought import Unverified, Verdict
 from tts_agent.trace.recorder import Recorder
@@ -47,11 +47,12 @@ class StageNode(Runnable[StagedState, Update]):
         return run_sync(self.ainvoke(input, config))
 
     async def ainvoke(self, input: StagedState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
-        step = self.planner.begin(input, config)
+        state = read_state(input)
+        step = self.planner.begin(state, config)
         if not isinstance(step, Step):
             return step
         decode = self.planner.engine.decode
-        log = log_from_json(input.get("search", []), decode)
+        log = log_from_json(state.get("search", []), decode)
         if not log and self._stage != "expand":
             raise SearchError(f"stage {self._stage!r} has no search under way; put an expand node before it")
         search = self.planner.search(step, log, killed=False)

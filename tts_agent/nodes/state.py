@@ -11,9 +11,9 @@ from langgraph.graph.message import add_messages
 
 from tts_agent.budget import NOTHING, Amounts
 from tts_agent.dialect import Decided
-from tts_agent.errors import LogError
+from tts_agent.errors import ConfigError, LogError
 from tts_agent.events import Carried, Decode, Sampled, from_json, log_from_json, log_to_json, to_json
-from tts_agent.nodes.spent import merge_budgets
+from tts_agent.nodes.spent import BUDGETS, merge_budgets
 from tts_agent.outcome import Outcome
 from tts_agent.prefix import Prefix, pack_ids, unpack_ids
 from tts_agent.thought import Thought
@@ -56,6 +56,26 @@ class StagedState(PlanState):
     """
 
     search: Annotated[list[dict[str, Any]], DeltaChannel(append_or_clear)]
+
+
+_KEYS = ("messages", "tts", BUDGETS, "search")
+
+
+def read_state(state: Any) -> Mapping[str, Any]:
+    """What planning reads of a graph's state, be it a dict, a dataclass or a pydantic model.
+
+    Raises `ConfigError` if it has no messages.
+    """
+    if isinstance(state, Mapping):
+        found: Mapping[str, Any] = state
+    else:
+        found = {key: value for key in _KEYS if (value := getattr(state, key, None)) is not None}
+    if not isinstance(found.get("messages"), Sequence):
+        raise ConfigError(
+            f"the state has no list of 'messages', but {sorted(found)!r}; plan in a graph over PlanState, or give the "
+            "state of yours its keys"
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
