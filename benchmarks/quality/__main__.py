@@ -128,6 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TTSError as error:
         print(f"python -m benchmarks.quality: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on with what {options.out} has", file=sys.stderr)
+        return 130
     told |= {"model": {"name": chosen.name, "hash": chosen.digest()}, "cpu_seconds": round(time.process_time() - begun)}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "tables.md").write_text(text, encoding="utf-8")

@@ -64,9 +64,9 @@ _ONE_BY_ONE: dict[str, Any] = {"n": None, "width": 1}
 _ENOUGH = 0.98  # the value of an answer that nothing but verdicts judges, from which on no better one is looked for
 _BEAM_K: dict[Family, int] = {"short": 4, "long": 4, "verdict": 4}
 _TREE: dict[Family, BestFirst] = {
-    "short": BestFirst(k=1, discount=0.9),
-    "long": BestFirst(k=1, discount=0.9),
-    "verdict": BestFirst(k=1, discount=0.9, enough=_ENOUGH),
+    "short": BestFirst(k=1, discount=0.9, greedy_first=True),
+    "long": BestFirst(k=1, discount=0.9, greedy_first=True),
+    "verdict": BestFirst(k=1, discount=0.9, greedy_first=True, enough=_ENOUGH),
 }
 _TEMPERATURE: dict[Family, dict[str, float]] = {
     "short": {"answers": 0.6, "steps": 0.6, "vote": 0.6, "beam": 0.7, "best-first": 0.85},

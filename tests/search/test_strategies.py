@@ -338,3 +338,27 @@ def test_a_value_that_is_enough_lies_above_nothing(kind: Any) -> None:
     for enough in (0.0, 1.1):
         with pytest.raises(ConfigError, match="enough"):
             kind(enough=enough)
+
+
+async def test_the_likeliest_child_comes_first_and_alone() -> None:
+    engine = make_engine()
+    outcome = await search(
+        engine,
+        make_task(engine, solvable=False),
+        strategy=BestFirst(k=3, greedy_first=True),
+        verifier=make_verifier(engine),
+        budget=Budget(calls=60),
+        seed=4,
+    )
+    grown: set[int] = set()
+    again = 0
+    for event in outcome.log:
+        if isinstance(event, Planned):
+            request = event.request
+            first = request.parent not in grown
+            assert (request.n, request.temperature) == ((1, 0.0) if first else (3, None))
+            again += not first
+            grown.add(request.parent)
+    assert again and len(grown) > 3
+    with pytest.raises(ConfigError, match="greedy_first"):
+        BestFirst(greedy_first=True, discount=0.0)

@@ -62,6 +62,9 @@ class BestFirst:
     keeps the search from paying for duplicates; where they are many, or the engine gives no log-probabilities, it
     changes nothing.
 
+    With `greedy_first` the first child of every thought is its likeliest (temperature 0), alone, and only the next ones
+    are sampled: the search begins with what greedy decoding would say, and costs no more where that is right.
+
     `discount=0` grows each thought once. The root's value is 1. `unvalued` stands for the value of a thought that no
     verdict and no parent gives one. `enough` ends the search with the first whole answer of such a value, which saves
     what looking for a better one would cost, and the chance that a wrong one looks better. `max_expansions` bounds the
@@ -76,6 +79,7 @@ class BestFirst:
     parallel: int = 1
     unvalued: float = UNVALUED
     unseen: bool = True
+    greedy_first: bool = False
     enough: float | None = None
     max_expansions: int | None = None
 
@@ -88,6 +92,8 @@ class BestFirst:
             raise ConfigError(
                 f"best_first needs discount and unvalued in [0, 1], got {self.discount!r} and {self.unvalued!r}"
             )
+        if self.greedy_first and not self.discount:
+            raise ConfigError("best_first greedy_first=True needs discount > 0: no second child would ever be sampled")
         if self.enough is not None and not 0 < self.enough <= 1:
             raise ConfigError(f"best_first enough={self.enough!r} must lie in (0, 1], or be None")
         if self.max_expansions is not None and self.max_expansions < 1:
@@ -161,7 +167,10 @@ class BestFirst:
         full = self.max_expansions is not None and state.planned >= self.max_expansions
         if full or state.ended or not state.heap or len(state.pending) >= self.parallel:
             return ()
-        return (Expansion(state.heap[0][1], self.k),)
+        thought = state.heap[0][1]
+        if self.greedy_first and thought not in state.times:
+            return (Expansion(thought, 1, temperature=0.0),)
+        return (Expansion(thought, self.k),)
 
     def choose(self, state: BestFirstState) -> int | None:
         return best(state.tree)
