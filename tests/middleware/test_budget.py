@@ -438,10 +438,11 @@ class TestCheckpoints:
 def test_accounts_of_runs_that_are_over_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_module, "KEPT", 3)
     monkeypatch.setattr(shared_module, "IDLE", 0.0)
-    guard = BudgetMiddleware(Budget(calls=1))
-    agent = create_agent(Teller(lambda messages, call: "hello"), [], middleware=[guard])
-    for _ in range(9):
-        assert agent.invoke(GO)["messages"][-1].text == "hello"
+    guard, model = BudgetMiddleware(Budget(calls=2)), Teller(adding)
+    agent = create_agent(model, [add], middleware=[guard])
+    for runs in range(1, 10):
+        agent.invoke(GO)
+        assert model.served.calls == 2 * runs
     assert len(guard.budget._accounts) <= 4 and len(guard.budget._runs) <= 5
 
 

@@ -84,14 +84,16 @@ class SharedBudget:
         with self._lock:
             run = self._run(here, entry)
             account = self._accounts.pop(run, None)
+            new = account is None
             if account is None:
-                self._forget()
                 begun = entry["begun"] if entry is not None and entry["run"] == run else time.time()
                 account = Account(RunLedger(budget, name=self.name, prices=self.prices), run=run, begun=begun)
             account.ledger.limit(budget)
             account.learn(entry)
             self._accounts[run] = account  # the newest stands last
             account.used = time.monotonic()
+            if new:
+                self._forget()
             return account
 
     def owns(self, account: Account) -> bool:
