@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arms = chosen(options.arms.split(","), options.openvino)
     sizes = [SIZES["tiny"]] if options.quick else [s for s in SIZES.values() if options.shape in (s.name, "both")]
     runs = 1 if options.quick else max(1, options.runs)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)  # a file is no narrow terminal
     result: dict[str, object] = {}
     for size in sizes:
         records, machine = measure(size, arms, runs)
