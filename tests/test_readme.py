@@ -21,10 +21,11 @@ def test_python_in_the_readme_runs(number: int) -> None:
 
 def test_the_commands_the_readme_names_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE)):
+    for target in set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"README names make {target}"
     for module in set(re.findall(r"python -m ([a-z_.]+)", README)):
-        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), f"README names {module}"
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"README names {module}"
     for path in set(re.findall(r"`((?:docs|training|graphs|examples|tools|benchmarks)/[\w./-]+)`", README)):
         assert (ROOT / path).exists(), f"README names {path}"
 
