@@ -88,7 +88,7 @@ class Completion(NamedTuple):
     time of the end, for engines that run on a virtual clock.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides `tuple.index`, which nobody needs of a completion
     ids: tuple[int, ...]
     finish: FinishReason
     usage: Usage
