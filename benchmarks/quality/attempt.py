@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from benchmarks.quality.arms import ArmName, make_task, make_verifier, setting
+from benchmarks.quality.arms import ArmName, Setting, make_task, make_verifier, setting
 from benchmarks.quality.tasks import Quest, solves
 from training.solver import Solver
 from tts_agent import Budget, Outcome, search
@@ -56,10 +56,18 @@ class Attempt:
 
 
 async def attempt(
-    engine: Engine, quest: Quest, arm: ArmName, puzzle: Puzzle, *, limit: int, seed: int, solver: Solver
+    engine: Engine,
+    quest: Quest,
+    arm: ArmName,
+    puzzle: Puzzle,
+    *,
+    limit: int,
+    seed: int,
+    solver: Solver,
+    chosen: Setting | None = None,
 ) -> Attempt:
-    """Search to the end under `limit`. The answer is checked again here, by the rules alone."""
-    chosen = setting(quest, arm, limit)
+    """Search to the end under `limit`, as `chosen` or as the arm is set. The rules alone check the answer again."""
+    chosen = chosen or setting(quest, arm, limit)
     outcome = await search(
         engine,
         make_task(engine, quest, puzzle, chosen),

@@ -3,10 +3,10 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.quality.arms import ArmName, budgets, setting
+from benchmarks.quality.arms import ArmName, Setting, budgets, setting
 from benchmarks.quality.attempt import Attempt, attempt
 from benchmarks.quality.store import Key, Store
 from benchmarks.quality.tasks import Quest
@@ -61,18 +61,29 @@ class Plan:
     puzzles: Sequence[Puzzle]
     seed: int
     model: Model
-    keys: dict[int, Key] = field(default_factory=dict)
+    chosen: Setting
+    keys: dict[int, Key]
 
     @classmethod
     def of(
-        cls, quest: Quest, arm: ArmName, split: Split, limit: int, puzzles: Sequence[Puzzle], seed: int, model: Model
+        cls,
+        quest: Quest,
+        arm: ArmName,
+        split: Split,
+        limit: int,
+        puzzles: Sequence[Puzzle],
+        seed: int,
+        model: Model,
+        chosen: Setting | None = None,
     ) -> "Plan":
-        fingerprint = setting(quest, arm, limit).fingerprint(quest, model.digest())
+        """With the arm's own setting, unless another is to be tried."""
+        chosen = chosen or setting(quest, arm, limit)
+        fingerprint = chosen.fingerprint(quest, model.digest())
         keys = {
             place: Key.of(quest.name, split, arm, limit, puzzle, seed, fingerprint)
             for place, puzzle in enumerate(puzzles)
         }
-        return cls(quest, arm, split, limit, puzzles, seed, model, keys=keys)
+        return cls(quest, arm, split, limit, puzzles, seed, model, chosen, keys)
 
     def attempts(self, store: Store) -> list[Attempt]:
         """The results, puzzle by puzzle. `KeyError` if one is missing."""
@@ -121,6 +132,15 @@ async def _try(
     async with places:
         puzzle = plan.puzzles[place]
         seed = seed_of(puzzle, plan.seed)
-        tried = await attempt(engine, plan.quest, plan.arm, puzzle, limit=plan.limit, seed=seed, solver=solver)
+        tried = await attempt(
+            engine,
+            plan.quest,
+            plan.arm,
+            puzzle,
+            limit=plan.limit,
+            seed=seed,
+            solver=solver,
+            chosen=plan.chosen,
+        )
         store.add(plan.keys[place], tried)
     on_attempt()
