@@ -2,9 +2,9 @@
 
     python -m benchmarks.sglang_client --address URL [--json]
 
-64 requests are under way at a time, each for one sample of 24 tokens below a prompt of 256. The bare loop sends the same
-bodies, streams the answers and parses every event; it keeps nothing. CPU is that of this process (user and system), the
-arms take turns, and the ratio is that of the medians.
+64 requests are under way at a time, each for one sample of 8 tokens below a prompt of 64. The bare loop sends the same
+bodies, streams the answers and parses every event; it keeps nothing. CPU is that of this process (user and system),
+the arms take turns, and the ratio is that of the medians.
 """
 
 import argparse
@@ -18,14 +18,13 @@ from statistics import median
 import httpx
 import orjson
 
-from benchmarks.workload import PROMPT_TOKENS
 from tts_agent.engines import Sampling
 from tts_agent.engines.sglang import SGLangEngine
 from tts_agent.engines.sglang.body import Extras, Part, sampling_body
 from tts_agent.prefix import Prefix
 
-AT_ONCE, ROUNDS = 64, 7
-SAMPLING = Sampling(max_tokens=24)
+AT_ONCE, ROUNDS, PROMPT_TOKENS = 64, 3, 64
+SAMPLING = Sampling(max_tokens=8)
 
 
 def prefixes(round_: int) -> list[Prefix]:
@@ -69,7 +68,7 @@ async def measure(address: str) -> tuple[float, float]:
     """Median CPU seconds of our client and of the bare loop, for 64 requests."""
     engine = SGLangEngine(address)
     extras = Extras({}, engine.capabilities.seeds, engine.info.ahead)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=128)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=128, keepalive_expiry=3.0)
     client_cpu, bare_cpu = [], []
     async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
         for round_ in range(ROUNDS + 1):

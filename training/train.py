@@ -123,7 +123,9 @@ class Run:
         self.optimizers = optimizers_of(self.planner, recipe)
         self.feed = Feed(seed=recipe.seed, batch=recipe.batch, solver=solver, mixture=recipe.mixture)
         self.step = 0
-        # A few lengths of layout, each compiled once; "dynamic" shapes would be slower.
+        # A few lengths of layout, each compiled once; "dynamic" shapes would be slower. Forgotten first is what earlier
+        # runs of the process compiled: it would count against the limit of variants.
+        torch.compiler.reset()
         self._losses = torch.compile(losses, dynamic=False) if compiled else losses
 
     def advance(self, record: TextIO | None) -> float:

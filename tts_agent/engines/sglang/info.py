@@ -8,7 +8,8 @@ from typing import Any, Self
 from tts_agent.errors import ConfigError
 
 TESTED_VERSION = "0.5.23"
-LEAST_VERSION = "0.5.17"
+LEAST_VERSION = "0.5.23"
+"""No older one was tried."""
 
 
 @dataclass(frozen=True, slots=True)
