@@ -16,6 +16,7 @@ from tts_agent.events import (
     Carried,
     Chosen,
     Clock,
+    Deepened,
     Event,
     Granted,
     Judged,
@@ -74,7 +75,8 @@ events = st.one_of(
     st.builds(Cancelled, st.integers(-1, 100), usages, amounts),
     st.builds(Lost, st.none() | st.integers(-1, 100), amounts, st.text()),
     st.builds(Clock, st.floats(0, 1e6)),
-    st.builds(Chosen, st.none() | counts, st.sampled_from(StopReason), st.none() | st.text(), st.booleans()),
+    st.builds(Deepened, st.dictionaries(st.sampled_from(["calls", "seconds"]), counts | st.floats(0, 1e6))),
+    st.builds(Chosen, st.none() | counts, st.sampled_from(StopReason), st.none() | st.text(), st.booleans(), st.text()),
 )
 
 

@@ -105,6 +105,18 @@ class Budget:
             raise BudgetError(f"unknown budget fields {unknown!r}; known: {', '.join(known)}")
         return replace(self, **changes)
 
+    def raised(self, more: Mapping[str, Any]) -> "Budget":
+        """This budget with some of its limits raised by so much; what is not limited stays so.
+
+        Raises `BudgetError` for names that are no limits, and for amounts that are not positive.
+        """
+        known = [field.name for field in fields(self) if field.name != "commit_tokens"]
+        if unknown := sorted(set(more) - set(known)):
+            raise BudgetError(f"{unknown!r} are no limits that can be raised; known: {', '.join(known)}")
+        Budget(**more)
+        limits = ((name, getattr(self, name), amount) for name, amount in more.items() if amount is not None)
+        return replace(self, **{name: limit + amount for name, limit, amount in limits if limit is not None})
+
     def to_json(self) -> dict[str, float]:
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
@@ -137,10 +149,11 @@ class Ledger:
         self._lost, self._charged, self._reserved = [0] * len(UNITS), [0] * len(UNITS), [0] * len(UNITS)
         self._excess = [0] * len(UNITS)
         self._open: dict[int, Amounts] = {}
-        self._limits = self.budget.limits
-        self._bounded = [unit for unit, limit in enumerate(self._limits) if limit is not None]
+        self._limits: tuple[int | None, ...] = ()
+        self._bounded: list[int] = []
         self._chain: tuple[Ledger, ...] = (self, *(parent._chain if parent else ()))
         self._lock: threading.RLock = parent._lock if parent else threading.RLock()
+        self.limit(self.budget)
 
     def scope(self, budget: Budget | None = None, *, name: str) -> "Ledger":
         """A ledger nested in this one: what it spends is spent here too."""
@@ -233,6 +246,12 @@ class Ledger:
         return usage._replace(dollars=self.prices.dollars(usage))
 
     # --- acts
+
+    def limit(self, budget: Budget) -> None:
+        """Have other limits from now on. What is charged and reserved already stays, also where it passes them."""
+        with self._lock:
+            self.budget, self._limits = budget, budget.limits
+            self._bounded = [unit for unit, limit in enumerate(self._limits) if limit is not None]
 
     def reserve(self, reservation: int, bound: Usage) -> None:
         """Set `bound` aside under an id. Raises `BudgetError` if it does not fit: ask `refuses` first."""

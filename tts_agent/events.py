@@ -7,6 +7,8 @@ reads no clock.
 The order of a log: `Opened`, the reservation of the commit, the `Carried` thoughts of an earlier step, `Granted`;
 then for each expansion `Planned`, `Reserved`, one `Sampled` per completion with `Merged`, `Pruned` or `Judged`
 after it, and `Settled`, `Cancelled` or `Lost` at its end; `Chosen` last. Every durable chunk ends with `Granted`.
+`Deepened` may come anywhere; after `Chosen` it opens the search again, which then ends with another `Chosen`, and
+where a reviewer decides, their `Chosen` follows the strategy's: the last one counts.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -174,14 +176,26 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True)
+class Deepened:
+    """Limits of the search were raised from outside: `more` is by how much, by field of `Budget`."""
+
+    kind: ClassVar[str] = "deepened"
+    more: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Chosen:
-    """The search ended; `thought` is the end of the chosen path, None if there is no decision."""
+    """The search ended; `thought` is the end of the chosen path, None if there is no decision.
+
+    `reason` says why it was stopped from outside, or that a reviewer decided.
+    """
 
     kind: ClassVar[str] = "chosen"
     thought: int | None
     stop: StopReason
     limit: str | None = None
     committed: bool = False
+    reason: str = ""
 
 
 Event = (
@@ -198,6 +212,7 @@ Event = (
     | Cancelled
     | Lost
     | Clock
+    | Deepened
     | Chosen
 )
 

@@ -16,8 +16,8 @@ class Outcome:
     `path` leads from the root's child to the chosen thought (empty if there is no decision at all), its first
     element is the decision. `usage` is what this search was charged, `lost` what was charged for responses that
     never arrived, `excess` what an engine used beyond the bound that was reserved for it, so that a limit may have been
-    passed by as much; both by budget unit (dollars in picodollars). `cut` says what the limits cut off, in words, empty
-    if nothing. `tree` and `log` are the search itself.
+    passed by as much; both by budget unit (dollars in picodollars). `cut` says what the limits cut off, or who stopped
+    it, in words, empty if nothing. `tree` and `log` are the search itself.
     """
 
     path: tuple[Thought, ...]

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from tts_agent.errors import LogError
-from tts_agent.events import Carried, Chosen, Event, Judged, Merged, Opened, Planned, Pruned, Sampled
+from tts_agent.events import Carried, Chosen, Deepened, Event, Judged, Merged, Opened, Planned, Pruned, Sampled
 from tts_agent.prefix import Prefix
 from tts_agent.thought import ROOT, Thought, Unverified, Verdict
 
@@ -61,6 +61,8 @@ class ThoughtTree:
                 self._parent = (ROOT, event.root.ids)
             case Chosen():
                 self.chosen = event
+            case Deepened():
+                self.chosen = None  # a search that had ended goes on
 
     def _known(self, thought: int) -> int:
         if thought not in self.depth:

@@ -16,7 +16,7 @@ from tests.scripts import make_engine, make_task, make_verifier
 from tests.trace.victim import LIMIT, run
 from tts_agent import Beam, BestFirst, Budget, Outcome, search
 from tts_agent.errors import LogError
-from tts_agent.events import VERSION, Chosen, Event, Granted, Opened, Sampled
+from tts_agent.events import VERSION, Chosen, Deepened, Event, Granted, Opened, Sampled
 from tts_agent.trace import Log, Recorder, read, remove
 
 
@@ -81,6 +81,17 @@ async def test_a_cut_search_that_is_written_anew_gives_one_log(trace: Recorded, 
     await record(path, "one", seed=3)
     (log,) = read(path)
     assert log.complete and list(log.events) == trace.events
+
+
+async def test_a_search_that_goes_on_after_its_end_and_is_written_anew_gives_one_log(
+    trace: Recorded, tmp_path: Path
+) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(trace.content)
+    again = [*trace.events, Deepened({"computed_tokens": 10}), trace.events[-1]]
+    await Recorder(path).append(again)
+    (log,) = read(path)
+    assert list(log.events) == again and log.complete
 
 
 def test_every_line_names_its_search_and_carries_the_texts(trace: Recorded) -> None:

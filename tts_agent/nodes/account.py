@@ -20,12 +20,6 @@ class RunLedger(Ledger):
         super().__init__(budget, name=name, prices=prices)
         self._lock = _lock
 
-    def limit(self, budget: Budget) -> None:
-        """Have other limits from now on."""
-        with self._lock:
-            self.budget, self._limits = budget, budget.limits
-            self._bounded = [unit for unit, limit in enumerate(self._limits) if limit is not None]
-
     def carry(self, amounts: Amounts, seconds: float) -> None:
         """Count against the limits what was spent elsewhere."""
         with self._lock:

@@ -1,6 +1,7 @@
 """What a search strategy is, and what all of them share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from random import Random
 from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -80,15 +81,27 @@ def best(tree: ThoughtTree) -> int | None:
 
     An open thought whose reading says why it cannot be the end is none.
     """
+    candidates, place = _candidates(tree)
+    return max(candidates, key=place, default=None)
 
-    def rank(thought: int) -> tuple[float, ...]:
-        value = tree.value(thought)
-        status = tree.thoughts[thought].status
-        return (_RANK[status], -1.0 if value is None else value, tree.depth[thought], -thought)
 
+def ranked(tree: ThoughtTree) -> list[int]:
+    """All thoughts that `best` considers, the best first."""
+    candidates, place = _candidates(tree)
+    return sorted(candidates, key=place, reverse=True)
+
+
+def rank(tree: ThoughtTree, thought: int) -> tuple[float, ...]:
+    """Place of a thought among those that `best` considers; the greatest is the best."""
+    value = tree.value(thought)
+    status = tree.thoughts[thought].status
+    return (_RANK[status], -1.0 if value is None else value, tree.depth[thought], -thought)
+
+
+def _candidates(tree: ThoughtTree) -> tuple[Iterator[int], Callable[[int], tuple[float, ...]]]:
     candidates = (
         number
         for number, step in tree.thoughts.items()
         if step.status in _RANK and number not in tree.merged and not (step.status == "open" and step.reason)
     )
-    return max(candidates, key=rank, default=None)
+    return candidates, partial(rank, tree)

@@ -4,11 +4,14 @@ One loop for every strategy. It is the only caller of `engine.sample` and of the
 emitting events.
 """
 
+import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import reduce
+from functools import partial, reduce
 from random import Random
 from typing import Any
 
@@ -23,6 +26,7 @@ from tts_agent.events import (
     Carried,
     Chosen,
     Clock,
+    Deepened,
     Event,
     Granted,
     Judged,
@@ -103,9 +107,13 @@ class Search:
         self._failed: dict[int, EngineUnavailable] = {}  # expansions whose stream broke
         self._questions: dict[int, list[int]] = {}  # round of questions -> thoughts it asks about
         self._rounds = 0
+        self._barrier = barrier
         order: Order = "barrier" if barrier else "virtual" if capabilities.virtual_time else "arrival"
         self._inbox = Inbox(order)
         self._stop: tuple[StopReason, str | None] | None = None
+        self._reason = ""  # why it was stopped from outside
+        self._asked: deque[Callable[[], None]] = deque()  # from outside, maybe by other threads
+        self._loop: asyncio.AbstractEventLoop | None = None  # drives it
         self._grant = grant
         self._effective: tuple[int | None, ...] | None = None
         self._need: Amounts | None = None  # the request that waits for a grant
@@ -203,12 +211,13 @@ class Search:
         if not isinstance(log[0], Opened):
             raise LogError(f"a search's log begins with 'opened', not with {log[0].kind!r}")
         mine = self._describe(log[0].search, log[0].seed)
-        for name in ("root", "strategy", "settings", "verifier"):
+        for name in ("root", "strategy", "settings", "verifier", "engine"):
             then, now = getattr(log[0], name), getattr(mine, name)
             if then != now:
+                moved = ", or name this engine so if it serves the same model" if name == "engine" else ""
                 raise LogError(
                     f"the log is of a search with another {name}: {then!r}, not {now!r}; "
-                    "resume with what it was begun with, or start a new search"
+                    f"resume with what it was begun with{moved}, or start a new search"
                 )
         try:
             for event in log:
@@ -227,6 +236,7 @@ class Search:
         if any(step.status == "solved" for step in self.state.tree.thoughts.values()):
             self._stop = (StopReason.SOLVED, None)
         if not killed:
+            self._recall_losses()
             return
         self._write_off()
         refused = self._hold_commit()
@@ -238,6 +248,16 @@ class Search:
             bounds = [Amounts.of(self.ledger.priced(self._pending_bound(entry))) for entry in self._to_reissue]
             self._need = reduce(Amounts.plus, bounds, NOTHING)
             self._wait_for_grant()
+
+    def _recall_losses(self) -> None:
+        """Know of the outages of earlier stages: between stages nothing is under way, so what is missing was lost."""
+        broken = EngineUnavailable(f"engine {self.engine.name!r} broke off in an earlier stage")
+        self._failed = {number: broken for number, entry in self.state.pending.items() if entry.missing}
+        for event in self.log:
+            if isinstance(event, Sampled):
+                self._losses = 0
+            elif isinstance(event, Lost):
+                self._losses += event.reservation not in (None, COMMIT)
 
     def _write_off(self) -> None:
         """Charge all that the killed process may have spent: its last ceiling, less what durable events account for."""
@@ -288,7 +308,7 @@ class Search:
     @property
     def starved(self) -> bool:
         """Whether nothing may go on before `confirm`: what comes next is not covered by a grant known to be durable."""
-        return self._need is not None or self._waiting
+        return not self.done and (self._need is not None or self._waiting)
 
     def confirm(self) -> None:
         """All chunks returned so far are durable: their last grant is in force."""
@@ -298,9 +318,66 @@ class Search:
     def _wait_for_grant(self) -> None:
         self._flush_now = self._waiting = True
 
-    def cancel(self) -> None:
-        """Stop at the next opportunity with the best answer so far."""
-        self._stop = self._stop or (StopReason.CANCELLED, None)
+    # --- from outside
+
+    def cancel(self, reason: str = "") -> None:
+        """Stop at once with the best answer so far; what is under way is aborted. Any thread may call it."""
+        self._ask_from_outside(partial(self._cancel, reason))
+
+    def deepen(self, more: Mapping[str, float]) -> None:
+        """Raise limits of this search's own scope by `more`, by field of `Budget`. Any thread may call it.
+
+        A search that is done goes on with its next chunk; one that is about to end ends. Raises `BudgetError` for names
+        that are no limits of the search, and for a search that is solved.
+        """
+        budget = self.ledger.budget
+        budget.raised(more)
+        limits = [name for name, limit in budget.to_json().items() if limit and name != "commit_tokens"]
+        if not more or (unlimited := sorted(set(more) - set(limits))):
+            named = ", ".join(limits) or "none"
+            raise BudgetError(f"cannot raise {unlimited if more else 'nothing'!r}; the search's own limits: {named}")
+        if self.done and self.outcome().solved:
+            raise BudgetError(f"the search is solved; raising its limits by {dict(more)!r} would find nothing more")
+        self._ask_from_outside(partial(self._deepen, dict(more)))
+
+    def choose(self, thought: int | None, reason: str) -> None:
+        """Decide in the strategy's place, once the search is done: `thought` is the end of the chosen path."""
+        chosen = self.state.tree.chosen
+        if chosen is None or (thought is not None and thought not in self.state.tree.thoughts):
+            raise SearchError(f"thought {thought!r} cannot be chosen: the search is not done, or does not have it")
+        self._emit(replace(chosen, thought=thought, reason=reason))
+
+    def _ask_from_outside(self, act: Callable[[], None]) -> None:
+        self._asked.append(act)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # a closed loop drives nothing any more
+                self._loop.call_soon_threadsafe(self._inbox.wake)
+
+    def _obey(self) -> None:
+        """Do what was asked from outside."""
+        while self._asked:
+            self._asked.popleft()()
+
+    def _cancel(self, reason: str) -> None:
+        if self._stop is None:
+            self._stop, self._reason = (StopReason.CANCELLED, None), reason
+
+    def _deepen(self, more: dict[str, float]) -> None:
+        if self._stop is not None and not self.done:
+            return
+        self._emit(Deepened(more))
+        if self.done:
+            self._reopen()
+
+    def _reopen(self) -> None:
+        """Go on after the end."""
+        self.done, self._stop, self._reason, self._need = False, None, "", None
+        self._begun = time.monotonic() - self.state.seconds  # nobody counts the time between
+        self._effective = self.state.ceiling
+        if not self._decides(self.strategy.choose(self.state.strategy_state)):
+            self._hold_commit()
+        if self._grant is not None:
+            self._wait_for_grant()  # what a kill would hide begins only under a grant that comes after the end
 
     async def chunk(self, *, max_events: int = FLUSH_EVENTS, max_seconds: float = FLUSH_SECONDS) -> list[Event]:
         """Drive the search until `max_events` new events exist, `max_seconds` passed, a grant is needed, or it is done.
@@ -311,10 +388,13 @@ class Search:
         if self._fresh_taken and self.starved:
             raise SearchError("this search waits for a grant: make its chunks durable and call confirm() first")
         self._fresh_taken = True
+        self._loop = asyncio.get_running_loop()
+        self._obey()
         while self._to_reissue and not self._waiting:
             self._reissue(self._to_reissue.pop(0))
         flush_at = time.monotonic() + max_seconds
         while not self.done and not self._flush_now:
+            self._obey()
             if self._stop is None:
                 self._plan()
             if self._stop is not None:
@@ -349,7 +429,8 @@ class Search:
     def _plan(self, *, finish: bool = True) -> None:
         """Ask the strategy until it wants nothing more or nothing is admitted; stop if nothing is under way then."""
         limit: str | None = None
-        planned = not self._out_of_time()
+        # Behind a barrier nothing is sampled beside questions: a round ends before the next is proposed.
+        planned = not self._out_of_time() and not (self._barrier and self._questions)
         while planned and self._stop is None and self._need is None:
             planned = False
             rng = Random(thought_seed(self._seed, -self.state.next_expansion - 1))
@@ -499,7 +580,7 @@ class Search:
                         self._emit(Judged(number, verdict))
                 case End(error) if job.kind == "sample":
                     self._ended(job.number, error)
-        if judge and self.verifier is not None and self._stop is None:
+        if judge and self.verifier is not None and self._stop is None and not self._out_of_time():
             self._verify(self._judgeable(fresh))
         self._settle_idle()
 
@@ -621,6 +702,7 @@ class Search:
 
     async def expand(self) -> list[Event]:
         """Sample what the strategy proposes, to the end, and judge nothing. Returns the new events."""
+        self._obey()
         if self._stop is None:
             self._plan(finish=False)
         await self._drain(judge=False)
@@ -636,6 +718,7 @@ class Search:
 
     async def select(self) -> list[Event]:
         """Prune; if the strategy then wants nothing more, or nothing fits, choose. Returns the new events."""
+        self._obey()
         self._out_of_time()
         while self._stop is None:
             rng = Random(thought_seed(self._seed, -self.state.next_expansion - 1))
@@ -684,7 +767,7 @@ class Search:
         if COMMIT in self.ledger.reservations:
             self._emit(Settled(COMMIT))
         self._tick()
-        self._emit(Chosen(found, stop, limit, committed is not None))
+        self._emit(Chosen(found, stop, limit, committed is not None, self._reason))
         self.done = True
 
     def _decides(self, found: int | None) -> bool:
@@ -768,7 +851,7 @@ class Search:
         if chosen is None:
             raise SearchError("the search is not done; drive it with chunk() until `done`")
         path = () if chosen.thought is None else self.state.tree.path(chosen.thought)
-        cut = f"stopped by the {chosen.limit} limit" if chosen.limit else ""
+        cut = f"stopped by the {chosen.limit} limit" if chosen.limit else chosen.reason
         if path and path[-1].finish == "length":
             cut = "; ".join(filter(None, (cut, "the chosen thought was cut at max_tokens")))
         return Outcome(

@@ -69,6 +69,7 @@ class Inbox:
         self._jobs: dict[Job, _Running] = {}
         self._news = asyncio.Event()
         self._crash: BaseException | None = None
+        self._woken = False
 
     def __len__(self) -> int:
         """Jobs that have not been handed out to their end."""
@@ -109,7 +110,8 @@ class Inbox:
     async def batch(self, timeout: float | None, horizon: float | None = None) -> Batch:
         """The arrivals to handle next.
 
-        Empty after `timeout` seconds, and, on virtual time, when nothing ends by the virtual time `horizon`.
+        Empty after `timeout` seconds, after `wake`, and, on virtual time, when nothing ends by the virtual time
+        `horizon`.
         """
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         while self._crash is None:
@@ -117,6 +119,9 @@ class Inbox:
             ready = self._ready(horizon)
             if ready is not None:
                 return ready
+            if self._woken:
+                self._woken = False
+                return Batch(None, [])
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._news.wait()
@@ -158,6 +163,11 @@ class Inbox:
             if job.ended and not items:
                 del self._jobs[key]
         return taken
+
+    def wake(self) -> None:
+        """Let `batch` return now, or at once when it is called next."""
+        self._woken = True
+        self._news.set()
 
     async def close(self, job: Job) -> list[Item]:
         """Wait for `job`, whose source was aborted and ends by itself; what it had not handed out."""

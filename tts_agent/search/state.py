@@ -10,6 +10,7 @@ from tts_agent.events import (
     Cancelled,
     Carried,
     Clock,
+    Deepened,
     Event,
     Granted,
     Judged,
@@ -106,6 +107,8 @@ class SearchState:
             case Clock(seconds):
                 ledger.elapse(seconds - self.seconds)
                 self.seconds = seconds
+            case Deepened(more):
+                ledger.limit(ledger.budget.raised(more))
             case Carried():
                 pass
 

@@ -132,7 +132,8 @@ def _not_a_trace(path: Path) -> LogError:
 def read(path: str | Path) -> list[Log]:
     """The searches of a trace, in the order they were opened.
 
-    A name opened twice gives two logs, but a search that was cut and then written anew from its beginning gives one.
+    A name opened twice gives two logs, but a search that was cut, or went on after its end, and was then written anew
+    from its beginning gives one.
 
     A file that ends in the middle of a line, or a search that ends before its decision, is returned as far as it is
     whole, and `Log.cut` names what is missing. Raises `LogError` for a file that cannot be read, is no trace or of
@@ -167,7 +168,8 @@ def _logs(path: Path, lines: list[bytes], half: bool) -> list[Log]:
         elif name not in current:
             raise LogError(f"trace {str(path)!r}, line {number}: search {name!r} was never opened")
         current[name].add(event, number)
-    logs = [entry.log(len(lines), half) for entry in opened]
+    whole = [entry for place, entry in enumerate(opened) if not any(map(entry.goes_on_in, opened[place + 1 :]))]
+    logs = [entry.log(len(lines), half) for entry in whole]
     for log in logs:
         try:
             ThoughtTree(log.events)
@@ -199,6 +201,11 @@ class _Open:
         another journal than this trace, and then written here from its beginning."""
         unfinished = not isinstance(self.events[-1], Chosen)
         return unfinished and (not self.whole or self.events[0] == again)
+
+    def goes_on_in(self, again: "_Open") -> bool:
+        """Whether `again` tells this search, which had ended, from its beginning and then further."""
+        size = len(self.events)
+        return self.search == again.search and size < len(again.events) and again.events[:size] == self.events
 
     def log(self, lines: int, half: bool) -> Log:
         cut = ""
