@@ -46,7 +46,6 @@ class Model:
     bodies: list[Json] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
-    running: set[str] = field(default_factory=set)
     pace: float = 0.0  # seconds between two tokens
     gone: bool = False  # connections are closed without an answer
 
@@ -104,7 +103,7 @@ def _handler(model: Model) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return
             body = json.loads(raw) if raw else {}
-            match self.path:
+            match self.path.partition("?")[0]:
                 case "/tokenize" if "messages" in body:
                     self._answer(400, {"message": "tokenizer.chat_template is not set", "code": 400})
                 case "/tokenize":

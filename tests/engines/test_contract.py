@@ -200,6 +200,24 @@ async def test_stop_ids_end_a_sample_and_are_kept(case: Case) -> None:
         assert (len(one.ids), one.finish) == (1, "length")
 
 
+async def test_who_listens_hears_each_sample_grow_and_changes_nothing(case: Case) -> None:
+    async with serving(case.open()) as engine:
+        require(engine.capabilities.tells, "that it tells")
+        prompt, sampling = case.prompt(10), Sampling(max_tokens=12, stop_ids=case.stops)
+        unheard = await sampled(engine, prompt, sampling, range(5))
+        told: dict[int, list[tuple[int, ...]]] = {index: [] for index in range(5)}
+        running = engine.sample(prompt, sampling, seeds=range(5), tell=lambda index, ids: told[index].append(ids))
+        heard = sorted([completion async for completion in running], key=lambda completion: completion.index)
+        assert [(c.ids, c.finish, len(c.logprobs)) for c in heard] == [
+            (c.ids, c.finish, len(c.logprobs)) for c in unheard
+        ]
+        for completion in heard:
+            said = told[completion.index]
+            assert all(before == after[: len(before)] for before, after in zip(said, said[1:], strict=False))
+            assert all(ids == completion.ids[: len(ids)] for ids in said)
+        assert sum(map(len, told.values())) >= sum(len(completion.ids) - 1 for completion in heard) // 2
+
+
 async def test_a_stop_text_ends_a_sample_with_the_token_in_which_it_ends(case: Case) -> None:
     async with serving(case.open()) as engine:
         require(engine.capabilities.continues, "that it continues")

@@ -206,7 +206,8 @@ async def test_a_dropped_stream_is_stopped(serve: Open) -> None:
     server.model.pace = 0.01
     async with engine(server) as found:
         stream = found.sample(ROOT, Sampling(max_tokens=1000), seeds=range(3))
-        await asyncio.sleep(0.2)
+        while len(server.model.bodies) < 2:  # the prefix, and its children
+            await asyncio.sleep(0.01)
         del stream
         gc.collect()
         for _ in range(100):

@@ -40,13 +40,15 @@ def load_engine(url: str, **options: Any) -> Engine:
     `embedded://pocket` is the planner that ships with the package, `embedded://pocket-small` its smaller sister;
     `embedded://FOLDER` serves a Hugging Face folder in this process (`EmbeddedEngine`; a folder of a planner's name is
     reached as `embedded://./pocket`). `sglang://HOST:PORT` is an SGLang server, several of them with commas between
-    (`SGLangEngine`). Raises `ConfigError` for another scheme or an unknown option, `ModelError` for a bad folder or an
-    extra that is not installed, `EngineUnavailable` if no server answers.
+    (`SGLangEngine`); `sglang-local://FOLDER` starts SGLang in this process (`SGLangLocalEngine`). Raises `ConfigError`
+    for another scheme or an unknown option, `ModelError` for a bad folder or an extra that is not installed,
+    `EngineUnavailable` if no server answers.
     """
     scheme, _, rest = url.partition("://")
     if scheme not in _LOADERS or not rest:
         raise ConfigError(
-            f"unknown engine {url!r}; known: 'embedded://pocket', 'embedded://FOLDER', 'sglang://HOST:PORT'"
+            f"unknown engine {url!r}; known: 'embedded://pocket', 'embedded://FOLDER', 'sglang://HOST:PORT', "
+            "'sglang-local://FOLDER'"
         )
     return _LOADERS[scheme](url, rest, options)
 
@@ -73,7 +75,20 @@ def _sglang(url: str, rest: str, options: dict[str, Any]) -> Engine:
     return SGLangEngine(*rest.split(","), **options)
 
 
-_LOADERS: dict[str, Callable[[str, str, dict[str, Any]], Engine]] = {"embedded": _embedded, "sglang": _sglang}
+def _sglang_local(url: str, rest: str, options: dict[str, Any]) -> Engine:
+    try:
+        from tts_agent.engines.sglang_local import SGLangLocalEngine
+    except ModuleNotFoundError as missing:
+        raise _not_installed(missing, "SGLang in this process", "sglang-local") from missing
+    _check_options(SGLangLocalEngine, url, options, ("model", "name"))
+    return SGLangLocalEngine(rest, **options)
+
+
+_LOADERS: dict[str, Callable[[str, str, dict[str, Any]], Engine]] = {
+    "embedded": _embedded,
+    "sglang": _sglang,
+    "sglang-local": _sglang_local,
+}
 
 
 def _check_options(kind: type[Any], url: str, options: Mapping[str, Any], ours: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 An engine knows token ids and text, nothing of thoughts, tools or graphs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, Self
 
@@ -19,6 +19,10 @@ FinishReason = Literal["stop", "length"]
 complete. `length`: `max_tokens` ids were sampled."""
 
 
+Tell = Callable[[int, tuple[int, ...]], None]
+"""`tell(index, ids)`: sample `index` of a request has said `ids` so far."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are drawn. `temperature=0` is greedy.
@@ -31,8 +35,9 @@ class Sampling:
     each time; temperature; then `top_k`, `top_p` and `min_p` (a share of the most likely id's probability) cut. The
     defaults change nothing.
 
-    `json_schema` (JSON) or `regex` constrains the whole text of the completion: only ids that it allows are drawn. An
-    engine that does not declare `constrains` refuses it.
+    `json_schema` (JSON), `regex` or `ebnf` (a grammar as xgrammar reads it, with a rule `root`) constrains the whole
+    text of the completion: only ids that it allows are drawn. An engine that does not declare `constrains` refuses them
+    all, one that does not declare `grammars` refuses `ebnf`.
     """
 
     max_tokens: int
@@ -47,6 +52,7 @@ class Sampling:
     stop_texts: tuple[str, ...] = ()
     json_schema: str | None = None
     regex: str | None = None
+    ebnf: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -66,13 +72,14 @@ class Sampling:
             raise ConfigError(f"repetition_penalty={self.repetition_penalty!r} must be a finite number > 0 (1 = none)")
         if not all(self.stop_texts):
             raise ConfigError(f"stop_texts={self.stop_texts!r} has an empty text, with which everything ends")
-        if self.json_schema is not None and self.regex is not None:
-            raise ConfigError("json_schema and regex both constrain the whole completion; give one of them")
+        given = [name for name in ("json_schema", "regex", "ebnf") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} each constrain the whole completion; give one of them")
 
     @property
     def constrained(self) -> bool:
-        """Whether a schema or a regular expression says which ids may be drawn."""
-        return self.json_schema is not None or self.regex is not None
+        """Whether a schema, a regular expression or a grammar says which ids may be drawn."""
+        return self.json_schema is not None or self.regex is not None or self.ebnf is not None
 
     @property
     def penalises(self) -> bool:
@@ -130,7 +137,9 @@ class Capabilities:
     shares_prompt: bool = False
     virtual_time: bool = False
     constrains: bool = False  # `Sampling.json_schema` and `Sampling.regex` are obeyed
+    grammars: bool = False  # `Sampling.ebnf` is obeyed
     hidden_states: bool = False  # it is a `Reader`
+    tells: bool = False  # it is a `Teller`
     context: int | None = None  # tokens of prompt and completion together; None = unbounded
     end_ids: tuple[int, ...] = ()  # tokens with which the model ends its answer
     info: Mapping[str, str] = field(default_factory=dict)
@@ -156,6 +165,11 @@ def refuse_constraints(sampling: Sampling, capabilities: Capabilities, name: str
     """Raise `ConfigError` if `sampling` is constrained and the engine does not declare that it obeys."""
     if sampling.constrained and not capabilities.constrains:
         raise ConfigError(f"engine {name!r} cannot constrain what it samples; {remedy}")
+    if sampling.ebnf is not None and not capabilities.grammars:
+        raise ConfigError(
+            f"engine {name!r} obeys no grammar (ebnf={sampling.ebnf[:40]!r}); give json_schema or regex, or use an "
+            "SGLang server"
+        )
 
 
 class Engine(Protocol):
@@ -209,6 +223,26 @@ class Reader(Engine, Protocol):
 
     async def hidden_states(self, prefixes: Sequence[Prefix]) -> list[HiddenState]:
         """The final hidden state of each prefix's last token, as one request; what is computed for it is kept."""
+        ...
+
+
+class Teller(Engine, Protocol):
+    """An engine that can be listened to while it samples; it declares `tells`."""
+
+    def sample(
+        self,
+        prefix: Prefix,
+        sampling: Sampling,
+        *,
+        seeds: Sequence[int],
+        at: float = 0.0,
+        tell: Tell | None = None,
+    ) -> Stream:
+        """See `Engine.sample`. `tell` is called in the request's event loop whenever a sample goes on.
+
+        The last ids of a sample may come with its completion alone, and what was told after a stop text had ended is
+        taken back by it: the completion has the last word. `tell` must neither block nor raise.
+        """
         ...
 
 

@@ -68,7 +68,8 @@ class ChatEngine:
             seeds="seed" in self._arguments,
             label_logprobs=False,
             aborts=False,
-            constrains="json_schema" in self._arguments or "regex" in self._arguments,
+            constrains=not {"json_schema", "regex", "ebnf"}.isdisjoint(self._arguments),
+            grammars="ebnf" in self._arguments,
             end_ids=(END,),
             info={"budget": "soft"},
         )

@@ -16,6 +16,7 @@ from tts_agent.engines.base import (
     Label,
     LabelScores,
     Sampling,
+    Tell,
     refuse_constraints,
 )
 from tts_agent.engines.embedded.constraint import REMEDY, Constraint, Constraints, available
@@ -23,7 +24,7 @@ from tts_agent.engines.embedded.counters import Counters
 from tts_agent.engines.embedded.folder import read_end_ids, read_tokenizer
 from tts_agent.engines.embedded.loading import load_model
 from tts_agent.engines.embedded.pool import token_bytes
-from tts_agent.engines.embedded.request import Mailbox, Message, Question, Sample
+from tts_agent.engines.embedded.request import Mailbox, Message, Question, Said, Sample
 from tts_agent.engines.embedded.scheduler import Scheduler
 from tts_agent.engines.embedded.worker import Order, Worker
 from tts_agent.errors import ConfigError, EngineUnavailable, PromptError
@@ -103,6 +104,7 @@ class EmbeddedEngine:
             shares_prompt=True,
             constrains=available(),
             hidden_states=True,
+            tells=True,
             context=self._shape.context,
             end_ids=self._end_ids,
             info={"cache_tokens": str(self._cache_tokens), "token_bytes": str(token_bytes(self._shape))},
@@ -128,15 +130,24 @@ class EmbeddedEngine:
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def sample(self, prefix: Prefix, sampling: Sampling, *, seeds: Sequence[int], at: float = 0.0) -> "EmbeddedStream":
-        """See `Engine.sample`; must be called in a running event loop."""
+    def sample(
+        self,
+        prefix: Prefix,
+        sampling: Sampling,
+        *,
+        seeds: Sequence[int],
+        at: float = 0.0,
+        tell: Tell | None = None,
+    ) -> "EmbeddedStream":
+        """See `Teller.sample`; must be called in a running event loop."""
         if not seeds:
             raise ConfigError("sample() needs at least one seed: one per sample")
         more = sampling.max_tokens
         self._check(prefix.ids, more, f"max_tokens={more!r}", more)
         refuse_constraints(sampling, self.capabilities, self.name, REMEDY)
         messages: Messages = asyncio.Queue()
-        mailbox = Mailbox(asyncio.get_running_loop(), messages.put_nowait)
+        receive = messages.put_nowait if tell is None else _telling(tell, messages)
+        mailbox = Mailbox(asyncio.get_running_loop(), receive)
         request = Sample(
             prefix.ids,
             mailbox,
@@ -144,6 +155,7 @@ class EmbeddedEngine:
             seeds=tuple(seeds),
             ends=self._stopper(sampling.stop_texts),
             constraint=self._constraint(sampling),
+            tells=tell is not None,
         )
         self._post(partial(self._scheduler.submit, request))
         return EmbeddedStream(self, self._worker, request, messages)
@@ -305,6 +317,18 @@ class EmbeddedStream:
         if self._left:
             worker, request = self._worker, self._request
             worker.post(lambda: worker.scheduler.abort(request))
+
+
+def _telling(tell: Tell, messages: Messages) -> Callable[[Message], None]:
+    """A receiver that tells of what is said and keeps the rest for the stream."""
+
+    def receive(message: Message) -> None:
+        if isinstance(message, Said):
+            tell(message.place, message.ids)
+        else:
+            messages.put_nowait(message)
+
+    return receive
 
 
 def _answering(future: "asyncio.Future[Any]") -> Callable[[Message], None]:

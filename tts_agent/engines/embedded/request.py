@@ -17,7 +17,15 @@ from tts_agent.engines.embedded.sampler import Wish
 from tts_agent.errors import EngineUnavailable
 from tts_agent.usage import Usage
 
-Message = Completion | LabelScores | HiddenState | Usage | Counters | EngineUnavailable
+
+class Said(NamedTuple):
+    """What one sample has said so far, for a request that is listened to."""
+
+    place: int
+    ids: tuple[int, ...]
+
+
+Message = Completion | Said | LabelScores | HiddenState | Usage | Counters | EngineUnavailable
 
 
 class Mailbox(NamedTuple):
@@ -52,13 +60,15 @@ class Prompt:
 class Sample(Prompt):
     """A request for `len(seeds)` samples; `opened` of them have become branches, `branches` are those that live.
 
-    `ends` says of a branch's ids whether a stop text has ended; `constraint` is where each branch begins.
+    `ends` says of a branch's ids whether a stop text has ended; `constraint` is where each branch begins. With `tells`
+    the mailbox gets every token when it is sampled.
     """
 
     sampling: Sampling
     seeds: Sequence[int]
     ends: Callable[[Sequence[int]], bool] | None = None
     constraint: Constraint | None = None
+    tells: bool = False
     opened: int = field(default=0, init=False)
     branches: list["Branch"] = field(default_factory=list, init=False)
     told: bool = field(default=False, init=False)  # the cost of the prompt was reported

@@ -23,7 +23,7 @@ from tts_agent.engines.embedded.grouping import Row, groups
 from tts_agent.engines.embedded.model import Model
 from tts_agent.engines.embedded.pool import SlotPool
 from tts_agent.engines.embedded.radix import Node, RadixTree, Slots
-from tts_agent.engines.embedded.request import Branch, Chunk, Mailbox, Message, Question, Request, Sample
+from tts_agent.engines.embedded.request import Branch, Chunk, Mailbox, Message, Question, Request, Said, Sample
 from tts_agent.engines.embedded.sampler import draw, uniforms
 from tts_agent.errors import EngineUnavailable
 from tts_agent.usage import ZERO, Usage
@@ -320,6 +320,8 @@ class Scheduler:
             if finish := branch.say(token, logprob):
                 self._end(branch, finish)
                 ended.add(branch)
+            elif branch.request.tells:
+                self.outbox.append((branch.request.mailbox, Said(branch.index, tuple(branch.ids))))
         self._totals["generated"] += len(branches)
         if ended:
             self._branches = [branch for branch in self._branches if branch not in ended]

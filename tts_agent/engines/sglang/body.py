@@ -13,6 +13,9 @@ Json = dict[str, Any]
 AT_THE_END = 1 << 20
 """Tokens between two events of a stream: the first is told at once, the rest when a sample ends."""
 
+AT_ONCE = 1
+"""The same for a request that is listened to."""
+
 
 @dataclass(frozen=True, slots=True)
 class Extras:
@@ -52,15 +55,17 @@ def has_logprobs(sampling: Sampling, extras: Extras) -> bool:
     return draws(sampling, extras) or sampling.temperature in (0.0, 1.0)
 
 
-def sampling_body(parts: Sequence[Part], sampling: Sampling, extras: Extras, *, logprobs: bool) -> Json:
-    """A streamed request for one sample of each part."""
+def sampling_body(
+    parts: Sequence[Part], sampling: Sampling, extras: Extras, *, logprobs: bool, interval: int = AT_THE_END
+) -> Json:
+    """A streamed request for one sample of each part, with an event every `interval` tokens."""
     drawn = draws(sampling, extras)
     body: Json = {
         **extras.fields,
         "input_ids": [part.ids for part in parts],
         "rid": [new_id() for _ in parts],
         "stream": True,
-        "sampling_params": [_params(part, sampling, extras) for part in parts],
+        "sampling_params": [_params(part, sampling, extras, interval) for part in parts],
     }
     if drawn:
         body["custom_logit_processor"] = serialized()
@@ -71,11 +76,11 @@ def sampling_body(parts: Sequence[Part], sampling: Sampling, extras: Extras, *, 
     return body
 
 
-def _params(part: Part, sampling: Sampling, extras: Extras) -> Json:
+def _params(part: Part, sampling: Sampling, extras: Extras, interval: int) -> Json:
     params: Json = {
         "max_new_tokens": sampling.max_tokens - part.said,
         "skip_special_tokens": False,
-        "stream_interval": AT_THE_END,
+        "stream_interval": interval,
     }
     if sampling.stop_ids:
         params["stop_token_ids"] = sampling.stop_ids
@@ -84,10 +89,9 @@ def _params(part: Part, sampling: Sampling, extras: Extras) -> Json:
         params["ignore_eos"] = True
     if sampling.stop_texts:
         params["stop"] = sampling.stop_texts
-    if sampling.json_schema is not None:
-        params["json_schema"] = sampling.json_schema
-    if sampling.regex is not None:
-        params["regex"] = sampling.regex
+    for name in ("json_schema", "regex", "ebnf"):
+        if (grammar := getattr(sampling, name)) is not None:
+            params[name] = grammar
     for name in ("presence_penalty", "frequency_penalty"):
         if value := getattr(sampling, name):
             params[name] = value

@@ -16,9 +16,9 @@ from tenacity import (
 )
 
 from tts_agent.engines.sglang.body import Extras, Json, scoring_body
-from tts_agent.engines.sglang.http import Refused
 from tts_agent.engines.sglang.pool import Pool
 from tts_agent.engines.sglang.reply import Reply, read_reply
+from tts_agent.engines.sglang.server import Refused
 from tts_agent.engines.sglang.worker import Worker
 from tts_agent.errors import EngineUnavailable
 

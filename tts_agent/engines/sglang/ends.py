@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tts_agent.engines.sglang.http import HttpServer
+from tts_agent.engines.sglang.server import Server
 from tts_agent.engines.sglang.tokens import Tokens
 from tts_agent.errors import ConfigError, EngineUnavailable
 
@@ -18,7 +18,7 @@ CERTAIN = 1e4
 
 
 def read_ends(
-    server: HttpServer, served: str, tokens: Tokens, end_ids: Sequence[int] | None
+    server: Server, served: str, tokens: Tokens, end_ids: Sequence[int] | None
 ) -> tuple[tuple[int, ...], int]:
     """The end tokens and the width of the vocabulary: as given, as the `served` folder says where it is readable here,
     else as the server shows.
@@ -43,7 +43,7 @@ def _read(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _shown_ends(server: HttpServer, vocabulary: int) -> tuple[int, ...]:
+def _shown_ends(server: Server, vocabulary: int) -> tuple[int, ...]:
     """The special tokens at which the server ends an answer on its own, found by making it say each of them."""
     ids = list(dict.fromkeys(chain(range(min(EDGE, vocabulary)), range(max(vocabulary - EDGE, 0), vocabulary))))
     body = {"tokens": [[token] for token in ids]}

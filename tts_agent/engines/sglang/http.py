@@ -10,23 +10,14 @@ import httpx
 import orjson
 
 from tts_agent.engines.sglang.info import ServerInfo
-from tts_agent.errors import ConfigError, EngineUnavailable, PromptError
-
-Json = dict[str, Any]
+from tts_agent.engines.sglang.server import FLUSH_SECONDS, Json, Refused, asked_wrongly, complaint
+from tts_agent.errors import ConfigError, EngineUnavailable
 
 CONNECT_SECONDS = 5.0
 ASK_SECONDS = 60.0
 
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _REFUSED = (408, 425, 429, 500, 502, 503, 504)
-
-
-class Refused(Exception):
-    """The server has not begun with a request, and may be asked again. `gone` says that nobody was there at all."""
-
-    def __init__(self, message: str, *, gone: bool = False) -> None:
-        super().__init__(message)
-        self.gone = gone
 
 
 class HttpServer:
@@ -123,7 +114,7 @@ class HttpServer:
                     return
                 event = orjson.loads(line)
                 if "error" in event:
-                    raise _complaint(event["error"])
+                    raise complaint(event["error"])
                 yield event
             raise EngineUnavailable(f"the server at {self.address!r} broke off its answer")
         except httpx.TransportError as error:
@@ -136,7 +127,8 @@ class HttpServer:
     async def flush(self) -> None:
         """Empty the cache. Raises `EngineUnavailable` if the server is busy or does not answer."""
         try:
-            answer = await self._client.post(self.address + "/flush_cache", timeout=ASK_SECONDS)
+            address = f"{self.address}/flush_cache?timeout={FLUSH_SECONDS}"
+            answer = await self._client.post(address, timeout=ASK_SECONDS)
         except httpx.TransportError as error:
             raise self.unavailable(error) from error
         if answer.status_code != 200:
@@ -179,16 +171,3 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
         for event in whole:
             if event.startswith(b"data: "):
                 yield event[6:]
-
-
-def _complaint(error: Json) -> Exception:
-    """What an error inside a stream means. It comes before anything was computed."""
-    message, code = str(error.get("message", error)), int(error.get("code") or 400)
-    return Refused(message) if code >= 500 or code == 429 else asked_wrongly(message)
-
-
-def asked_wrongly(message: str) -> ConfigError:
-    """The error for a request that the server will never serve."""
-    if "context length" in message or "maximum allowed length" in message:
-        return PromptError(f"the server refuses the prompt: {message}")
-    return ConfigError(f"the server refuses the request: {message}")

@@ -5,13 +5,13 @@ import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Self
 
-from tts_agent.engines.base import Completion, FinishReason, Sampling
-from tts_agent.engines.sglang.body import Part, draws, has_logprobs, sampling_body
+from tts_agent.engines.base import Completion, FinishReason, Sampling, Tell
+from tts_agent.engines.sglang.body import AT_ONCE, AT_THE_END, Part, draws, has_logprobs, sampling_body
 from tts_agent.engines.sglang.branch import Branch
 from tts_agent.engines.sglang.desk import ABORT_SECONDS, Desk, Live, refuse, stop
-from tts_agent.engines.sglang.http import Refused
 from tts_agent.engines.sglang.processor import raw_logprobs
 from tts_agent.engines.sglang.reply import Reply, asked_logprobs, said_logprobs
+from tts_agent.engines.sglang.server import Refused
 from tts_agent.engines.sglang.tokens import Tokens
 from tts_agent.engines.sglang.worker import Worker
 from tts_agent.errors import EngineUnavailable
@@ -33,6 +33,7 @@ class Run:
         seeds: Sequence[int],
         *,
         logprobs: bool,
+        tell: Tell | None = None,
     ) -> None:
         self.prefix, self.sampling = prefix, sampling
         self.branches = [Branch(index, seed) for index, seed in enumerate(seeds)]
@@ -40,7 +41,7 @@ class Run:
         self.live = Live()
         self.stopping = asyncio.Event()
         self.ended: dict[int, Usage] = {}
-        self._desk, self._tokens = desk, tokens
+        self._desk, self._tokens, self._tell = desk, tokens, tell
         self._logprobs = logprobs and has_logprobs(sampling, desk.extras)
         self._shared = 0  # tokens run for all samples together and not charged to one yet
         self._told = False
@@ -114,7 +115,8 @@ class Run:
             return
         asked, tree = list(left), self._desk.pool.tree(self.prefix.ids)
         parts = [Part(self.prefix.ids + branch.ids, branch.seed, len(branch.ids)) for branch in asked]
-        body = sampling_body(parts, self.sampling, self._desk.extras, logprobs=self._logprobs)
+        interval = AT_THE_END if self._tell is None else AT_ONCE
+        body = sampling_body(parts, self.sampling, self._desk.extras, logprobs=self._logprobs, interval=interval)
         refused: Refused | None = None
         async with self._desk.replies(worker, body, tree, self.live) as replies:
             async for reply in replies:
@@ -132,6 +134,10 @@ class Run:
                 if reply.finish is not None:
                     left.remove(branch)
                     await self._piece_ended(worker, tree, branch, reply)
+                elif self._tell is not None:
+                    said = branch.ids + reply.ids
+                    await self._tokens.prefetch([said])
+                    self._tell(branch.index, said)
         if refused is not None:
             raise refused
 

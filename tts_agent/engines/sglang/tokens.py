@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tts_agent.engines.sglang.http import HttpServer
 from tts_agent.engines.sglang.memory import Recent
+from tts_agent.engines.sglang.server import Server
 from tts_agent.errors import ConfigError, EngineUnavailable, ModelError
 
 PROBE = "Größe: 42 <b>\n\tfin 🦊"
@@ -69,7 +69,7 @@ class ServerTokens:
 
     waits = True
 
-    def __init__(self, servers: Sequence[HttpServer]) -> None:
+    def __init__(self, servers: Sequence[Server]) -> None:
         self._servers = list(servers)
         self._texts: Recent[tuple[int, ...], str] = Recent(TEXTS)
         self._special: dict[int, str] = {}  # text of each special token that was seen; empty for one that is none
@@ -95,7 +95,7 @@ class ServerTokens:
                 self._move_back(server)
         raise problem
 
-    def _move_back(self, server: HttpServer) -> None:
+    def _move_back(self, server: Server) -> None:
         """Ask `server` last from now on."""
         self._servers.sort(key=lambda other: other is server)
 
@@ -155,7 +155,7 @@ class ServerTokens:
                 self._texts.put(ids, text)
 
 
-def open_tokens(servers: Sequence[HttpServer], served: str, folder: str | Path | None) -> Tokens:
+def open_tokens(servers: Sequence[Server], served: str, folder: str | Path | None) -> Tokens:
     """The tokenizer in `folder` if one is named, else that of the `served` folder if it is readable here, else the
     server's own. Raises `ConfigError` if the named one is another than the server's.
     """

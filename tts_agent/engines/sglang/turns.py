@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tts_agent.engines.sglang.http import HttpServer
 from tts_agent.engines.sglang.info import ServerInfo
+from tts_agent.engines.sglang.server import Server
 from tts_agent.errors import ConfigError
 
 Message = Mapping[str, Any]
@@ -28,7 +28,7 @@ class SaidTurn(NamedTuple):
 
 
 def render(
-    server: HttpServer,
+    server: Server,
     messages: Sequence[Message],
     *,
     tools: Sequence[Mapping[str, Any]],
@@ -50,7 +50,7 @@ def render(
     return tuple(ids)
 
 
-def read_turn(server: HttpServer, info: ServerInfo, text: str, *, tools: Sequence[Mapping[str, Any]]) -> SaidTurn:
+def read_turn(server: Server, info: ServerInfo, text: str, *, tools: Sequence[Mapping[str, Any]]) -> SaidTurn:
     """What `text` says: its reasoning and its calls of `tools`, where the server was launched with parsers for them.
 
     Raises `ConfigError` if there are tools and no parser, or if a call's arguments are no JSON object.

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from tts_agent.engines.sglang.http import HttpServer
 from tts_agent.engines.sglang.info import ServerInfo
 from tts_agent.engines.sglang.memory import Memory
+from tts_agent.engines.sglang.server import Server
 from tts_agent.errors import ConfigError, EngineUnavailable
 
 DOWN_SECONDS = 2.0
@@ -52,7 +52,7 @@ class Lane:
 class Worker:
     """The server at the other end of `server`. Usable from any number of event loops."""
 
-    def __init__(self, number: int, server: HttpServer, info: ServerInfo | None) -> None:
+    def __init__(self, number: int, server: Server, info: ServerInfo | None) -> None:
         self.number, self.server, self.info = number, server, info
         self.memory = Memory()
         self._down_until = 0.0
