@@ -57,4 +57,5 @@ class Task:
             raise ConfigError(
                 "the strategy samples whole answers, but the task has no `answer` sampling; set Task.answer"
             )
-        return base if expansion.temperature is None else replace(base, temperature=expansion.temperature)
+        temperature = (base.temperature if expansion.temperature is None else expansion.temperature) * expansion.heat
+        return base if temperature == base.temperature else replace(base, temperature=temperature)

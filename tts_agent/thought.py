@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from typing import Any, Literal, NamedTuple
 
 from tts_agent.errors import ConfigError
@@ -63,8 +64,8 @@ class Thought(NamedTuple):
 class Expansion:
     """A strategy's proposal: grow `parent` by `n` children.
 
-    `temperature=None` keeps the task's own. `append_ids` (a hint, a critique) are put after the parent's prefix
-    before sampling and become part of the children's ids.
+    `temperature=None` keeps the task's own; `heat` is times whichever it is. `append_ids` (a hint, a critique) are put
+    after the parent's prefix before sampling and become part of the children's ids.
     """
 
     parent: int
@@ -72,10 +73,13 @@ class Expansion:
     unit: Unit = "thought"
     temperature: float | None = None
     append_ids: tuple[int, ...] = ()
+    heat: float = 1.0
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ConfigError(f"an expansion of n={self.n!r} children is empty; propose n >= 1")
+        if not 0 < self.heat < inf:
+            raise ConfigError(f"heat={self.heat!r} multiplies a temperature; it must be a finite number > 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from tts_agent import (
     search,
 )
 from tts_agent.errors import BudgetError, ConfigError, LogError
-from tts_agent.events import Cancelled, Judged, Opened, Planned, Sampled, Settled
+from tts_agent.events import Cancelled, Event, Judged, Opened, Planned, Sampled, Settled
 from tts_agent.search import make_strategy
 from tts_agent.search.base import Allowance
 from tts_agent.search.driver import Search
@@ -271,12 +271,17 @@ def test_a_retry_that_is_unknown_or_has_no_effect_is_refused(options: dict[str, 
         BestOfN(**options)
 
 
-def proposed(strategy: BestFirst, logprobs: Sequence[float | None], texts: Sequence[str]) -> int:
-    """The parent that is grown next, after two good first thoughts of which one has children of no worth."""
+def proposed(
+    strategy: BestFirst, logprobs: Sequence[float | None], texts: Sequence[str], *, again: int = 0
+) -> Expansion:
+    """What is grown next, after two good first thoughts of which one has children of no worth.
+
+    `again` is how often the root and both were grown once more, for nothing.
+    """
     tree = ThoughtTree()
     state = strategy.start(tree)
     children = zip(texts, logprobs, strict=True)
-    events = [
+    events: list[Event] = [
         Opened("", 0, Prefix((1,)), "best_first", verifier="v"),
         Planned(0, 1, Expansion(0, 2), 9),
         Sampled(Thought(1, 0, 0, (10,), "a", -3.0)),
@@ -291,21 +296,47 @@ def proposed(strategy: BestFirst, logprobs: Sequence[float | None], texts: Seque
         Cancelled(2),
         Settled(1),
     ]
+    for number in range(3 * again):
+        events += [Planned(3 + number, 10 + number, Expansion(number % 3, 1), 9), Cancelled(3 + number)]
     for event in events:
         tree.update(event)
         strategy.update(state, event)
     (proposal,) = strategy.propose(state, Allowance(0, 1.0), Random(0))
-    return proposal.parent
+    return proposal
 
 
 def test_a_parent_whose_next_thoughts_are_all_seen_is_not_grown_again() -> None:
     often = BestFirst(k=1, discount=0.7, unvalued=0.5)
     likely, rare = [log(0.6), log(0.3)], [log(0.01), log(0.02)]
-    assert proposed(often, rare, ["x", "y"]) == 1  # most is unseen, and it is the better of the two
-    assert proposed(often, likely, ["x", "y"]) == 2  # nine of ten would be duplicates
-    assert proposed(often, [log(0.2)] * 3, ["x"] * 3) == 1  # the same thought three times has been seen once
-    assert proposed(often, [None, None], ["x", "y"]) == 1  # an engine without log-probabilities says nothing
-    assert proposed(BestFirst(k=1, discount=0.7, unseen=False), likely, ["x", "y"]) == 1
+    assert proposed(often, rare, ["x", "y"]).parent == 1  # most is unseen, and it is the better of the two
+    assert proposed(often, likely, ["x", "y"]).parent == 2  # nine of ten would be duplicates
+    assert proposed(often, [log(0.2)] * 3, ["x"] * 3).parent == 1  # the same thought three times has been seen once
+    assert proposed(often, [None, None], ["x", "y"]).parent == 1  # an engine without log-probabilities says nothing
+    assert proposed(BestFirst(k=1, discount=0.7, unseen=False), likely, ["x", "y"]).parent == 1
+
+
+def test_a_parent_is_sampled_hotter_the_less_of_it_is_unseen() -> None:
+    strategy = BestFirst(k=1, discount=0.7, reheat=0.5)
+    for chances in ([0.01, 0.02], [0.05, 0.1]):
+        proposal = proposed(strategy, [log(chance) for chance in chances], ["x", "y"])
+        assert proposal.parent == 1 and proposal.heat == pytest.approx(1 + 0.5 * sum(chances))
+    task = make_task(make_engine())
+    assert task.sampling(Expansion(1, 2, heat=1.5)).temperature == 1.5 * task.thought.temperature
+    assert task.sampling(Expansion(1, 2, temperature=0.0, heat=1.5)).temperature == 0  # the likeliest stays what it is
+    for reheat, unseen in ((-0.1, True), (float("nan"), True), (0.5, False)):
+        with pytest.raises(ConfigError, match="reheat"):
+            BestFirst(reheat=reheat, unseen=unseen)
+    with pytest.raises(ConfigError, match="heat"):
+        Expansion(1, 1, heat=0.0)
+
+
+def test_with_doubt_what_is_unseen_of_a_lost_thought_comes_before_more_of_a_sure_one() -> None:
+    chances = [log(0.01), log(0.02)]
+    assert proposed(BestFirst(k=1, discount=0.7), chances, ["x", "y"], again=5).parent == 1
+    assert proposed(BestFirst(k=1, discount=0.7, doubt=0.3), chances, ["x", "y"], again=5).parent == 3
+    for doubt in (-0.1, 1.0):
+        with pytest.raises(ConfigError, match="doubt"):
+            BestFirst(doubt=doubt)
 
 
 @pytest.mark.parametrize("strategy", [BestFirst(k=2, enough=0.6), BestOfN(n=None, width=2, unit="thought", enough=0.6)])
