@@ -37,7 +37,7 @@ class Recipe:
     """Everything that decides the weights."""
 
     shape: Shape = Shape(width=128, layers=5, heads=4, inner=384)
-    steps: int = 9_600
+    steps: int = 14_400
     batch: int = 64
     rate: float = 4e-3
     """Highest learning rate."""

@@ -59,19 +59,19 @@ class Setting:
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# Chosen on dev puzzles as the protocol says; docs/performance.md has the trials.
+# Chosen on dev puzzles by `python -m benchmarks.quality.tune`, as the protocol says.
 _ONE_BY_ONE: dict[str, Any] = {"n": None, "width": 1}
 _ENOUGH = 0.98  # the value of an answer that nothing but verdicts judges, from which on no better one is looked for
-_BEAM_K: dict[Family, int] = {"short": 4, "long": 4, "verdict": 4}
+_BEAM_K = 8
 _TREE: dict[Family, BestFirst] = {
-    "short": BestFirst(k=1, discount=0.9, greedy_first=True),
-    "long": BestFirst(k=1, discount=0.9, greedy_first=True),
-    "verdict": BestFirst(k=1, discount=0.9, greedy_first=True, enough=_ENOUGH),
+    "short": BestFirst(k=1, discount=0.9, greedy_first=True, reheat=1.0),
+    "long": BestFirst(k=1, discount=0.9, greedy_first=True, reheat=1.0),
+    "verdict": BestFirst(k=1, discount=0.9, greedy_first=True, reheat=1.0, enough=_ENOUGH),
 }
 _TEMPERATURE: dict[Family, dict[str, float]] = {
-    "short": {"answers": 0.6, "steps": 0.6, "vote": 0.6, "beam": 0.7, "best-first": 0.85},
-    "long": {"answers": 0.6, "steps": 0.6, "vote": 0.6, "beam": 0.7, "best-first": 0.85},
-    "verdict": {"answers": 0.7, "vote": 0.6, "best-first": 0.85},
+    "short": {"answers": 0.85, "steps": 0.85, "vote": 1.0, "beam": 1.0, "best-first": 0.85},
+    "long": {"answers": 0.7, "steps": 0.7, "vote": 1.0, "beam": 0.7, "best-first": 0.7},
+    "verdict": {"answers": 1.0, "vote": 1.0, "best-first": 0.7},
 }
 
 
@@ -101,8 +101,8 @@ def setting(quest: Quest, arm: ArmName, budget: int) -> Setting:
     if kind == "steps":
         return Setting(BestOfN(**_ONE_BY_ONE, unit="thought"), temperature)
     if kind == "beam":
-        k = _BEAM_K[family]
-        return Setting(Beam(k=k, keep=beam_width(quest, budget, k)), temperature, judge, sized=True)
+        strategy = Beam(k=_BEAM_K, keep=beam_width(quest, budget, _BEAM_K))
+        return Setting(strategy, temperature, judge, sized=True)
     return Setting(_TREE[family], temperature, judge)
 
 

@@ -1,17 +1,19 @@
 """Trials of settings on dev puzzles, as the protocol says: what is chosen goes into `benchmarks/quality/arms.py`.
 
     python -m benchmarks.quality.tune [--families long,short,verdict] [--arms steps,best-first] [--out build/tune]
+    python -m benchmarks.quality.tune --changes [--puzzles 400]
 
 Each trial is a row: what it solves within smaller budgets, mean tokens with unsolved puzzles counted at the limit, and
 how that differs from the first trial of the arm, puzzle by puzzle. Tries are kept in OUT/rows.jsonl: an interrupted run
-goes on where it was.
+goes on where it was. With `--changes` the trials are what best-first search became, one change after the other, on the
+long tasks' dev puzzles with twice their limit.
 """
 
 import argparse
 import asyncio
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.quality.__main__ import play
-from benchmarks.quality.arms import IN_VERDICT, ArmName, Setting, beam_width, setting
+from benchmarks.quality.arms import IN_VERDICT, SEARCH, ArmName, Judge, Setting, beam_width, setting
 from benchmarks.quality.bars import spread
 from benchmarks.quality.run import Model, Plan, model
 from benchmarks.quality.show import rows_of
@@ -60,19 +62,31 @@ def trials(quest: Quest, arm: ArmName, limit: int) -> list[Setting]:
         strategies = [Beam(k=k, keep=beam_width(quest, limit // 2, k)) for k in (4, 8)]
     elif isinstance(known.strategy, BestFirst) and quest.checked:
         strategies = [replace(known.strategy, k=k, greedy_first=first) for k in (1, 2) for first in (True, False)]
+        strategies.append(replace(known.strategy, reheat=0.0))
     elif isinstance(known.strategy, BestFirst | BestOfN) and not quest.checked and not known.votes:
         strategies = [replace(known.strategy, enough=enough) for enough in (0.9, 0.98, None)]
     return [replace(known, strategy=one, temperature=heat) for one in strategies for heat in TEMPERATURES]
 
 
-def planned(quest: Quest, arm: ArmName, ground: Ground, planner: Model) -> list[Plan]:
+def changes() -> list[Setting]:
+    """Best-first search as it was at first, then one change after the other; in the end the solver's verdicts."""
+    first = BestFirst(k=2, discount=0.8, unseen=False)
+    unseen = replace(first, unseen=True)
+    single = replace(unseen, k=1, discount=0.9)
+    greedy = replace(single, greedy_first=True)
+    reheated = replace(greedy, reheat=1.0)
+    steps: list[tuple[BestFirst, Judge]] = [
+        *((strategy, "planner") for strategy in (first, unseen, single, greedy, reheated)),
+        (reheated, "oracle"),
+    ]
+    return [Setting(strategy, 0.7, judge) for strategy, judge in steps]
+
+
+def planned(quest: Quest, arm: ArmName, ground: Ground, planner: Model, tried: Sequence[Setting]) -> list[Plan]:
     """A plan for every trial of one arm on one task."""
     cut = replace(quest, budgets=tuple(b for b in quest.budgets if b <= ground.limit), caps={})
     puzzles = quest.draw("dev", ground.puzzles)
-    return [
-        Plan.of(cut, arm, "dev", ground.limit, puzzles, 0, planner, chosen)
-        for chosen in trials(quest, arm, ground.limit)
-    ]
+    return [Plan.of(cut, arm, "dev", ground.limit, puzzles, 0, planner, chosen) for chosen in tried]
 
 
 def rows(todo: Sequence[Plan], store: Store) -> Iterator[list[str]]:
@@ -92,13 +106,26 @@ def rows(todo: Sequence[Plan], store: Store) -> Iterator[list[str]]:
             for budget in plan.quest.budgets
         ]
         beside = "" if plan is todo[0] else spread(bootstrap.difference(costs, first), "+.0f")
-        yield [f"{plan.chosen.strategy}, {plan.chosen.temperature}", *solved, f"{np.mean(costs):.0f}", beside]
+        yield [_named(plan.chosen), *solved, f"{np.mean(costs):.0f}", beside]
+
+
+def _named(chosen: Setting) -> str:
+    """The strategy's settings that are not the default ones, the temperature, and who judged if not the planner."""
+    strategy = chosen.strategy
+    changed = [
+        f"{field.name}={value!r}"
+        for field in fields(strategy)  # type: ignore[arg-type]
+        if (value := getattr(strategy, field.name)) != field.default
+    ]
+    judge = [] if chosen.judge in (None, "planner") else [f"verdicts: {chosen.judge}"]
+    return ", ".join([*changed, f"temperature {chosen.temperature}", *judge])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.tune", description=__doc__.partition("\n")[0])
     parser.add_argument("--families", default=",".join(GROUNDS), help=f"comma-separated ({','.join(GROUNDS)})")
     parser.add_argument("--arms", default=",".join(TUNED), help=f"comma-separated ({','.join(TUNED)})")
+    parser.add_argument("--changes", action="store_true", help="what best-first search became, on the long tasks")
     parser.add_argument("--puzzles", type=int, help="the first so many of each set; by default as the protocol says")
     parser.add_argument("--model", default="large", help="large, small or a planner's folder (large)")
     parser.add_argument("--out", type=Path, default=Path("build/tune"), help="folder of the results (build/tune)")
@@ -111,13 +138,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown := [name for name in arms if name not in TUNED]:
             raise ConfigError(f"unknown arms {unknown!r}; known: {', '.join(TUNED)}")
         store, planner, text = Store.open(options.out / "rows.jsonl"), model(options.model), []
+        if options.changes:
+            families, arms = ["long"], [SEARCH]
         for family in families:
             ground = GROUNDS[family]
+            if options.changes:
+                ground = replace(ground, tasks=("countdown5", "countdown6"), limit=2 * ground.limit)
             if options.puzzles is not None:
                 ground = replace(ground, puzzles=options.puzzles)
             for quest in (QUESTS[name] for name in ground.tasks):
                 for arm in (a for a in arms if quest.checked or (a in IN_VERDICT)):
-                    todo = planned(quest, arm, ground, planner)
+                    tried = changes() if options.changes else trials(quest, arm, ground.limit)
+                    todo = planned(quest, arm, ground, planner, tried)
                     asyncio.run(play(todo, store, Solver(), console))
                     heads = [f"{quest.name}, {arm}", *map(str, todo[0].quest.budgets), "tokens", "beside the first"]
                     text.append(rows_of(heads, rows(todo, store)))

@@ -69,9 +69,6 @@ class BestFirst:
     With `greedy_first` the first child of every thought is its likeliest (temperature 0), alone, and only the next ones
     are sampled: the search begins with what greedy decoding would say, and costs no more where that is right.
 
-    `doubt` is how far verdicts are taken to be wrong: a thought of value v counts as `doubt` + (1 - `doubt`) v, so that
-    among thoughts which the verifier gave up those still unseen get their turn, before sure ones are grown yet again.
-
     `discount=0` grows each thought once. The root's value is 1. `unvalued` stands for the value of a thought that no
     verdict and no parent gives one. `enough` ends the search with the first whole answer of such a value, which saves
     what looking for a better one would cost, and the chance that a wrong one looks better. `max_expansions` bounds the
@@ -87,7 +84,6 @@ class BestFirst:
     unvalued: float = UNVALUED
     unseen: bool = True
     reheat: float = 0.0
-    doubt: float = 0.0
     greedy_first: bool = False
     enough: float | None = None
     max_expansions: int | None = None
@@ -106,8 +102,6 @@ class BestFirst:
                 f"best_first reheat={self.reheat!r} must be a finite number >= 0, and goes by what is unseen: "
                 f"unseen={self.unseen!r}"
             )
-        if not 0 <= self.doubt < 1:
-            raise ConfigError(f"best_first doubt={self.doubt!r} must lie in [0, 1); with 1 no verdict would count")
         if self.greedy_first and not self.discount:
             raise ConfigError("best_first greedy_first=True needs discount > 0: no second child would ever be sampled")
         if self.enough is not None and not 0 < self.enough <= 1:
@@ -123,8 +117,8 @@ class BestFirst:
         return BestFirstState(tree)
 
     def _priority(self, state: BestFirstState, thought: int) -> float:
-        value = 1.0 if thought == ROOT else valued(state.tree.value(thought), self.unvalued)
-        priority = (self.doubt + (1 - self.doubt) * value) * self.discount ** state.times.get(thought, 0)
+        value = 1.0 if thought == ROOT else state.tree.value(thought)
+        priority = valued(value, self.unvalued) * self.discount ** state.times.get(thought, 0)
         return priority * max(LEAST_UNSEEN, 1 - state.covered.get(thought, 0.0))
 
     def _push(self, state: BestFirstState, thought: int) -> None:
