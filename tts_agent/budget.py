@@ -113,9 +113,12 @@ class Budget:
         known = [field.name for field in fields(self) if field.name != "commit_tokens"]
         if unknown := sorted(set(more) - set(known)):
             raise BudgetError(f"{unknown!r} are no limits that can be raised; known: {', '.join(known)}")
+        if unset := [name for name, amount in more.items() if amount is None]:
+            raise BudgetError(f"limits {unset!r} cannot be raised by None; say by how much")
         Budget(**more)
-        limits = ((name, getattr(self, name), amount) for name, amount in more.items() if amount is not None)
-        return replace(self, **{name: limit + amount for name, limit, amount in limits if limit is not None})
+        return replace(
+            self, **{name: limit + more[name] for name in more if (limit := getattr(self, name)) is not None}
+        )
 
     def to_json(self) -> dict[str, float]:
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}

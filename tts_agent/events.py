@@ -241,7 +241,12 @@ def to_json(event: Event, decode: Decode | None = None) -> dict[str, Any]:
     return data
 
 
+_PLAIN = (int, str, float, bool, type(None))
+
+
 def _encode(value: Any, decode: Decode | None) -> Any:
+    if type(value) in _PLAIN:  # most values; the patterns below are slow to say so
+        return value
     match value:
         case Prefix():
             return pack_ids(value.ids)

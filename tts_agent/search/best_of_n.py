@@ -15,6 +15,7 @@ from tts_agent.events import (
     Merged,
     Opened,
     Planned,
+    Pruned,
     Sampled,
     Settled,
 )
@@ -112,6 +113,11 @@ class BestOfN:
                     state.ready.append(into)
                 else:
                     self._begin(state, 1)
+            case Pruned(thought_id) if thought_id in state.ready:
+                # Its context is full, or somebody dropped it: the answers that stood there are given up.
+                given_up = state.ready.count(thought_id)
+                state.ready = [thought for thought in state.ready if thought != thought_id]
+                self._begin(state, given_up)
             case Settled() | Cancelled() | Lost():
                 if event.reservation in state.missing:
                     parent, missing = state.missing.pop(event.reservation)

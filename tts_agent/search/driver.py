@@ -102,6 +102,9 @@ class Search:
         self._check_engine(barrier)
         self.log: list[Event] = []
         self.done = False
+        self.whole = 0
+        """Events of the log up to where a search that was closed in the midst of a chunk can be resumed as if it had
+        only been killed: before what it did last, or before it began to end."""
         self._fresh: list[Event] = []
         self._streams: dict[int, Stream] = {}
         self._failed: dict[int, EngineUnavailable] = {}  # expansions whose stream broke
@@ -134,6 +137,7 @@ class Search:
                 self.ledger.release(reservation)  # the scopes around must not keep what never began
             raise
         self._begun = time.monotonic() - self.state.seconds
+        self.whole = len(self.log)
 
     # --- beginning
 
@@ -327,9 +331,14 @@ class Search:
     def deepen(self, more: Mapping[str, float]) -> None:
         """Raise limits of this search's own scope by `more`, by field of `Budget`. Any thread may call it.
 
-        A search that is done goes on with its next chunk; one that is about to end ends. Raises `BudgetError` for names
-        that are no limits of the search, and for a search that is solved.
+        A search that is done goes on with its next chunk; one that is about to end ends. Raises `BudgetError` as
+        `check_deeper` does.
         """
+        self.check_deeper(more)
+        self._ask_from_outside(partial(self._deepen, dict(more)))
+
+    def check_deeper(self, more: Mapping[str, float]) -> None:
+        """Raise `BudgetError` if `more` names what is no limit of this search, and for a search that is solved."""
         budget = self.ledger.budget
         budget.raised(more)
         limits = [name for name, limit in budget.to_json().items() if limit and name != "commit_tokens"]
@@ -338,7 +347,6 @@ class Search:
             raise BudgetError(f"cannot raise {unlimited if more else 'nothing'!r}; the search's own limits: {named}")
         if self.done and self.outcome().solved:
             raise BudgetError(f"the search is solved; raising its limits by {dict(more)!r} would find nothing more")
-        self._ask_from_outside(partial(self._deepen, dict(more)))
 
     def choose(self, thought: int | None, reason: str) -> None:
         """Decide in the strategy's place, once the search is done: `thought` is the end of the chosen path."""
@@ -402,12 +410,14 @@ class Search:
                 continue
             if self.starved or len(self._fresh) >= max_events or (self._fresh and time.monotonic() >= flush_at):
                 break
+            self.whole = len(self.log)
             await self._receive(max(flush_at - time.monotonic(), 0.0) if self._fresh else max_seconds)
         self._flush_now = False
         self._tick()
         if not self.done:
             self._emit(Granted(self._next_ceiling()))
         fresh, self._fresh = self._fresh, []
+        self.whole = len(self.log)
         return fresh
 
     def _tick(self) -> None:
@@ -700,6 +710,14 @@ class Search:
 
     # --- the stages of a round, one at a time
 
+    def rejoin(self, events: Sequence[Event]) -> None:
+        """Go on after the rest between two stages, in any loop; `events` is what others added to the log meanwhile."""
+        for event in events:
+            self.state.apply(event)
+        self.log.extend(events)
+        self._inbox = Inbox(self._inbox.order)  # an inbox belongs to the loop that waited for it
+        self._begun = time.monotonic() - self.state.seconds  # nobody counts the time between
+
     async def expand(self) -> list[Event]:
         """Sample what the strategy proposes, to the end, and judge nothing. Returns the new events."""
         self._obey()
@@ -851,9 +869,9 @@ class Search:
         if chosen is None:
             raise SearchError("the search is not done; drive it with chunk() until `done`")
         path = () if chosen.thought is None else self.state.tree.path(chosen.thought)
-        cut = f"stopped by the {chosen.limit} limit" if chosen.limit else chosen.reason
-        if path and path[-1].finish == "length":
-            cut = "; ".join(filter(None, (cut, "the chosen thought was cut at max_tokens")))
+        limit = f"stopped by the {chosen.limit} limit" if chosen.limit else ""
+        length = "the chosen thought was cut at max_tokens" if path and path[-1].finish == "length" else ""
+        cut = "; ".join(filter(None, (limit, chosen.reason, length)))
         return Outcome(
             path=path,
             stop=chosen.stop,

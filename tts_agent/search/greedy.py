@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar
 
-from tts_agent.events import Cancelled, Carried, Event, Lost, Merged, Opened, Planned, Sampled, Settled
+from tts_agent.events import Cancelled, Carried, Event, Lost, Merged, Opened, Planned, Pruned, Sampled, Settled
 from tts_agent.search.base import Allowance, best
 from tts_agent.thought import ROOT, Expansion, Unit
 from tts_agent.tree import ThoughtTree
@@ -48,6 +48,8 @@ class Greedy:
             case Merged(_, into):
                 # Where the branch has been before, the most likely token leads round in a circle: it ends here.
                 state.tip = None if into in state.tree.children else into
+            case Pruned(thought_id) if thought_id == state.tip:
+                state.tip = None
             case Settled() | Cancelled() | Lost() if event.reservation == state.pending:
                 state.pending = None
 

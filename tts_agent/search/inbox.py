@@ -65,7 +65,7 @@ class Inbox:
     """Runs the jobs of one search (streams of completions, verifications) and hands out what they yield."""
 
     def __init__(self, order: Order) -> None:
-        self._order = order
+        self.order = order
         self._jobs: dict[Job, _Running] = {}
         self._news = asyncio.Event()
         self._crash: BaseException | None = None
@@ -87,7 +87,7 @@ class Inbox:
                 at = item.at if isinstance(item, Completion) else None
                 self._put(entry, item, entry.at if at is None else max(at, entry.at))
                 # On virtual time a source is not read ahead of the clock: what is aborted before its time never ended.
-                while self._order == "virtual" and entry.at > entry.gate:
+                while self.order == "virtual" and entry.at > entry.gate:
                     entry.opened.clear()
                     await entry.opened.wait()
         except EngineUnavailable as unavailable:
@@ -131,10 +131,10 @@ class Inbox:
 
     def _ready(self, horizon: float | None) -> Batch | None:
         jobs = self._jobs
-        if self._order == "arrival":
+        if self.order == "arrival":
             taken = self._take()
             return Batch(None, taken) if taken else None
-        if self._order == "barrier":
+        if self.order == "barrier":
             if not jobs or not all(job.ended for job in jobs.values()):
                 return None
             now = max(job.at for job in jobs.values())

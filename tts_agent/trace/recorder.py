@@ -65,7 +65,12 @@ class Recorder:
         """Write `chunk`. Raises `LogError` where the file cannot be written, or there is no search to continue."""
         if chunk:
             # NOTE: in a thread, because a disk may take its time over fsync and the searches must not wait for it.
-            await asyncio.to_thread(self._write, tuple(chunk))
+            writing = asyncio.ensure_future(asyncio.to_thread(self._write, tuple(chunk)))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait([writing])  # who writes to the file next must not find this thread at it
+                raise
 
     def _write(self, chunk: tuple[Event, ...]) -> None:
         try:
