@@ -1,62 +1,57 @@
-"""A planning node killed with SIGKILL goes on from its SQLite checkpoint."""
+"""A planning node killed with SIGKILL goes on from its checkpoint, in SQLite and in PostgreSQL."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 
 import pytest
 from langchain_core.messages import HumanMessage
-from langgraph.checkpoint.sqlite import SqliteSaver
 
+from tests.nodes.savers import saver_at
+from tests.nodes.victim import Victim, stored
 from tests.nodes.world import BUDGET, STRATEGIES, make_engine, make_graph
 from tts_agent import Ledger, ThoughtTree, Usage
 from tts_agent.budget import NOTHING, Amounts
 from tts_agent.events import Chosen, Sampled, log_from_json
+from tts_agent.nodes.journal import is_chunk
 from tts_agent.nodes.loop import run_sync
 from tts_agent.search.driver import thought_seed
 from tts_agent.search.state import SearchState
 from tts_agent.trace.recorder import Log, read
 from tts_agent.usage import total_usage
 
-ROOT = Path(__file__).parents[2]
+MOMENTS = 20
+ALL_MOMENTS = 100
 
 
 def lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def start(folder: Path, strategy: str, seed: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.nodes.victim", str(folder), strategy, str(seed)]
-    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)
-
-
-def kill_after(process: subprocess.Popen[bytes], folder: Path, answers: int, pause: float) -> None:
+def kill_after(process: BaseProcess, folder: Path, answers: int, pause: float) -> None:
     """SIGKILL the process `pause` seconds after its engine gave `answers` answers; it may have ended by then."""
     before = len(lines(folder / "engine.jsonl"))
-    while process.poll() is None and len(lines(folder / "engine.jsonl")) < before + answers:
+    while process.is_alive() and len(lines(folder / "engine.jsonl")) < before + answers:
         time.sleep(0.001)
     time.sleep(pause)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
 
 
-def durable_seeds(folder: Path, seed: int) -> set[str]:
+def durable_seeds(victim: Victim) -> set[str]:
     """Seeds of the samples whose results lie in the checkpoint."""
-    if not (folder / "checkpoints.db").exists():
+    if not victim.saver.startswith("postgresql:") and not Path(victim.saver).exists():
         return set()
     decode = make_engine().decode
-    with SqliteSaver.from_conn_string(str(folder / "checkpoints.db")) as saver:
-        writes = [write for saved in saver.list(None) for write in saved.pending_writes or ()]
-    chunks = {value["after"]: value for _, _, value in writes if isinstance(value, dict) and "after" in value}
+    with saver_at(victim.saver) as saver:
+        chunks = {value["after"]: value for value in stored(saver, victim.config) if is_chunk(value)}
     seeds, tip = set(), ""
     while tip in chunks:
         for event in log_from_json(chunks[tip]["events"], decode):
             if isinstance(event, Sampled):
-                seeds.add(str(thought_seed(seed, event.thought.id)))
+                seeds.add(str(thought_seed(victim.seed, event.thought.id)))
         tip = chunks[tip]["id"]
     return seeds
 
@@ -77,15 +72,18 @@ def whole_run(folder: Path, strategy: str, seed: int) -> Log:
     return log
 
 
-def kill_and_resume(folder: Path, strategy: str, seed: int, rng: Random) -> None:
+def kill_and_resume(victim: Victim, rng: Random) -> None:
     """Kill once or twice at random, resume to the end, and check the account and the tree."""
+    folder, seed = victim.folder, victim.seed
     (folder / "whole").mkdir()
-    whole = whole_run(folder / "whole", strategy, seed)
+    whole = whole_run(folder / "whole", victim.strategy, seed)
     answers = len(lines(folder / "whole" / "engine.jsonl"))
     for _ in range(rng.choice((1, 1, 2))):
-        kill_after(start(folder, strategy, seed), folder, rng.randrange(answers), rng.random() * 0.01)
-    durable, asked = durable_seeds(folder, seed), len(lines(folder / "heard.txt"))
-    assert start(folder, strategy, seed).wait(60) == 0
+        kill_after(victim.start(), folder, rng.randrange(answers), rng.random() * 0.01)
+    durable, asked = durable_seeds(victim), len(lines(folder / "heard.txt"))
+    last = victim.start()
+    last.join(60)
+    assert last.exitcode == 0
 
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     again = {line.split()[1] for line in lines(folder / "heard.txt")[asked:]}
@@ -100,7 +98,7 @@ def kill_and_resume(folder: Path, strategy: str, seed: int, rng: Random) -> None
     for unit, limit, engine, account in zip(Amounts._fields, BUDGET.limits, used, charged, strict=True):
         assert limit is None or engine <= account <= limit, unit
     ledger = Ledger(BUDGET)
-    SearchState(STRATEGIES[strategy], ledger, judged=True, events=log.events)
+    SearchState(STRATEGIES[victim.strategy], ledger, judged=True, events=log.events)
     assert ledger.reserved == NOTHING
 
 
@@ -110,12 +108,33 @@ def chosen(log: Log) -> Chosen:
     return last
 
 
-@pytest.mark.parametrize("moment", range(4))
+def victim(folder: Path, saver: str, moment: int) -> Victim:
+    return Victim(folder, saver, ("beam", "best_first")[moment % 2], moment, asynchronous=moment % 4 < 2)
+
+
+def moments(first: int, last: int) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("moment", range(first, last))
+
+
+@moments(0, MOMENTS)
 def test_killed_at_a_random_moment_the_step_goes_on_as_if_nothing_had_happened(moment: int, tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, ("beam", "best_first")[moment % 2], moment, Random(moment))
+    kill_and_resume(victim(tmp_path, str(tmp_path / "checkpoints.db"), moment), Random(moment))
+
+
+@moments(0, MOMENTS)
+def test_killed_at_a_random_moment_it_goes_on_from_postgres(moment: int, tmp_path: Path, postgres: str) -> None:
+    kill_and_resume(victim(tmp_path, postgres, moment), Random(moment))
 
 
 @pytest.mark.verify
-@pytest.mark.parametrize("moment", range(4, 24))
-def test_killed_at_twenty_random_moments(moment: int, tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, ("beam", "best_first")[moment % 2], moment, Random(moment))
+@moments(MOMENTS, ALL_MOMENTS)
+def test_killed_at_a_hundred_random_moments(moment: int, tmp_path: Path) -> None:
+    kill_and_resume(victim(tmp_path, str(tmp_path / "checkpoints.db"), moment), Random(moment))
+
+
+@pytest.mark.verify
+@moments(MOMENTS, ALL_MOMENTS)
+def test_killed_at_a_hundred_random_moments_it_goes_on_from_postgres(
+    moment: int, tmp_path: Path, postgres: str
+) -> None:
+    kill_and_resume(victim(tmp_path, postgres, moment), Random(moment))

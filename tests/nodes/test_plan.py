@@ -13,7 +13,6 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-from langgraph.errors import NodeTimeoutError
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import RetryPolicy
 
@@ -138,31 +137,6 @@ def test_a_retry_policy_of_the_graph_neither_samples_nor_pays_again(saver: Any, 
     graph.add_edge(START, "plan")
     graph.add_edge("plan", END)
     outage.check(graph.compile(checkpointer=saver).invoke(GO, THREAD))
-
-
-async def test_a_timeout_of_the_graph_stops_the_engine_and_the_step_can_be_resumed(tmp_path: Path) -> None:
-    engine = make_engine(pace=0.01)
-    node = make_graph(engine, trace=tmp_path / "trace.jsonl", flush_events=5).nodes["plan"].runnable
-    graph = StateGraph(PlanState)
-    graph.add_node("plan", node, timeout=0.15)
-    graph.add_edge(START, "plan")
-    graph.add_edge("plan", END)
-    agent = graph.compile(checkpointer=InMemorySaver())
-    with pytest.raises(NodeTimeoutError):
-        await agent.ainvoke(GO, THREAD)
-    await asyncio.sleep(0.05)  # the graph does not wait for what it cancels
-    served = engine.served
-    await asyncio.sleep(0.1)
-    assert engine.served == served
-    for _ in range(40):
-        try:
-            result = await agent.ainvoke(None, THREAD)
-            break
-        except NodeTimeoutError:
-            continue
-    whole = make_graph(make_engine(), trace=tmp_path / "whole.jsonl").compile().invoke(GO)
-    assert tree(tmp_path / "trace.jsonl") == tree(tmp_path / "whole.jsonl")
-    assert result["tts"]["outcome"]["stop"] == whole["tts"]["outcome"]["stop"]
 
 
 class LosesWrites(InMemorySaver):

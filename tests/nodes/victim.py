@@ -1,52 +1,95 @@
 """A process that plans once, or goes on with what a killed one left.
 
-Run by `python -m tests.nodes.victim FOLDER STRATEGY SEED`.
-
-In FOLDER: `engine.jsonl`, what the engine computed; `heard.txt`, the samples it was asked for; `trace.jsonl`; the
-checkpoints; `result.json`, written at the end.
+In its folder: `engine.jsonl`, what the engine computed; `heard.txt`, the samples it was asked for; `trace.jsonl`;
+`result.json`, written at the end.
 """
 
 import asyncio
 import json
 import os
-import sys
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from langchain_core.messages import HumanMessage
-from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.checkpoint.base import BaseCheckpointSaver
 
+from tests.nodes.savers import async_saver_at, saver_at
 from tests.nodes.world import STRATEGIES, make_engine, make_graph
 
-CONFIG = {"configurable": {"thread_id": "1"}}
+PROCESSES = get_context("forkserver")
+PROCESSES.set_forkserver_preload(["pytest", "tests.nodes.victim", "psycopg", "langgraph.checkpoint.postgres.aio"])
 
 
-async def main(folder: Path, strategy: str, seed: int) -> None:
-    heard = open(folder / "heard.txt", "a", encoding="utf-8")  # noqa: SIM115
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """What to plan, where, and in which checkpointer (see `savers.py`)."""
+
+    folder: Path
+    saver: str
+    strategy: str
+    seed: int
+    asynchronous: bool
+
+    @property
+    def config(self) -> Any:
+        return {"configurable": {"thread_id": str(self.folder)}}
+
+    def start(self) -> BaseProcess:
+        """Run it in a process of its own, forked from one that has imported everything."""
+        process = PROCESSES.Process(target=run, args=(self,))
+        process.start()
+        return process
+
+
+def run(victim: Victim) -> None:
+    heard = open(victim.folder / "heard.txt", "a", encoding="utf-8")  # noqa: SIM115
 
     def note(prefix: str, sample: int) -> None:
         heard.write(f"{os.getpid()} {sample}\n")
         heard.flush()
 
-    engine = make_engine(heard=note, record=folder / "engine.jsonl", pace=0.002)
+    engine = make_engine(heard=note, record=victim.folder / "engine.jsonl", pace=0.002)
     graph = make_graph(
         engine,
-        strategy=STRATEGIES[strategy],
-        solvable=seed % 2 == 0,
-        seed=seed,
-        trace=folder / "trace.jsonl",
+        strategy=STRATEGIES[victim.strategy],
+        solvable=victim.seed % 2 == 0,
+        seed=victim.seed,
+        trace=victim.folder / "trace.jsonl",
         flush_events=10,
         grant=0.08,
     )
-    async with AsyncSqliteSaver.from_conn_string(str(folder / "checkpoints.db")) as saver:
+    result = asyncio.run(plan_async(victim, graph)) if victim.asynchronous else plan(victim, graph)
+    (victim.folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def asked(state: Any) -> Any:
+    """What to invoke a graph in this state with: to go on, or from the beginning."""
+    return None if state.next else {"messages": [HumanMessage("go")]}
+
+
+def plan(victim: Victim, graph: Any) -> Any:
+    with saver_at(victim.saver) as saver:
         agent = graph.compile(checkpointer=saver)
-        state = await agent.aget_state(CONFIG)
+        state = agent.get_state(victim.config)
         if not state.values or state.next:
-            await agent.ainvoke(None if state.next else {"messages": [HumanMessage("go")]}, CONFIG)
-        result = (await agent.aget_state(CONFIG)).values["tts"]
-    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
-    heard.close()
-    await engine.aclose()
+            agent.invoke(asked(state), victim.config)
+        return agent.get_state(victim.config).values["tts"]
 
 
-if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+async def plan_async(victim: Victim, graph: Any) -> Any:
+    async with async_saver_at(victim.saver) as saver:
+        agent = graph.compile(checkpointer=saver)
+        state = await agent.aget_state(victim.config)
+        if not state.values or state.next:
+            await agent.ainvoke(asked(state), victim.config)
+        return (await agent.aget_state(victim.config)).values["tts"]
+
+
+def stored(saver: BaseCheckpointSaver[Any], config: Any) -> list[Any]:
+    """All that tasks stored in the thread of `config`."""
+    thread = config["configurable"]["thread_id"]
+    saved = [one for one in saver.list(None) if one.config["configurable"]["thread_id"] == thread]
+    return [value for one in saved for _, _, value in one.pending_writes or ()]

@@ -12,14 +12,17 @@ from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResp
 from langchain_core.language_models import BaseChatModel
 from langgraph.constants import TAG_NOSTREAM
 
-from tts_agent.budget import Budget
+from tts_agent.budget import Budget, Ledger
 from tts_agent.errors import ConfigError
 from tts_agent.middleware.bounds import estimate
 from tts_agent.middleware.candidates import Ask, Candidate, CandidateEngine
 from tts_agent.middleware.meter import BudgetRefusal, current_meter
+from tts_agent.nodes.audience import Audience
 from tts_agent.nodes.loop import run_sync
+from tts_agent.nodes.observed import open_search
+from tts_agent.nodes.transformer import TTSTransformer
 from tts_agent.outcome import Outcome
-from tts_agent.search import BestOfN, Strategy, make_strategy, search
+from tts_agent.search import BestOfN, Strategy, make_strategy
 from tts_agent.thought import Unverified, Verdict
 from tts_agent.trace.recorder import Recorder
 from tts_agent.tree import Branch
@@ -57,6 +60,8 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
     When no candidate can be acted on, the agent gets what it would have got without a search: the first response, or
     the error. A step that is interrupted is sampled anew when it is resumed.
     """
+
+    transformers = (TTSTransformer,)
 
     def __init__(
         self,
@@ -101,12 +106,11 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
-        context = copy_context()
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="tts-agent-candidate") as pool:
 
             async def ask(attempt: ModelRequest[Any]) -> ModelResponse[Any]:
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(pool, context.copy().run, handler, attempt)
+                return await loop.run_in_executor(pool, copy_context().run, handler, attempt)
 
             return run_sync(self._plan(request, ask))
 
@@ -121,16 +125,23 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         messages = [*([request.system_message] if request.system_message else []), *request.messages]
         prompt = estimate(messages, {}).tokens if self._sized else 1
         engine = CandidateEngine(self._asked(request), ask, concurrency=self._concurrency, prompt=max(prompt, 1))
-        outcome = await search(
+        run = open_search(
+            Audience.here(name=self.name, candidates=not self._quiet),
             engine,
             engine.task(self._output_tokens),
-            strategy=self._strategy,
+            self._strategy,
             verifier=self._verifier(engine),
-            budget=self._in_time(),
-            prices=self._prices,
+            ledger=Ledger(self._in_time(), name=self.name, prices=self._prices),
             seed=self._seed,
-            name=self.name,
+            search=self.name,
         )
+        try:
+            while not run.done:
+                await run.chunk()
+                run.confirm()
+        finally:
+            await run.aclose()
+        outcome = run.outcome()
         if self._trace is not None:
             await Recorder(self._trace).append(outcome.log)
         if outcome.decision is None:

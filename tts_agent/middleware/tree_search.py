@@ -20,6 +20,7 @@ from tts_agent.nodes.loop import run_sync
 from tts_agent.nodes.overrides import know
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.state import Update
+from tts_agent.nodes.transformer import TTSTransformer
 from tts_agent.outcome import Outcome
 
 
@@ -42,6 +43,7 @@ class TreeSearchMiddleware(AgentMiddleware[TreeSearchState, Any, Any]):
     """
 
     state_schema = TreeSearchState
+    transformers = (TTSTransformer,)
 
     def __init__(self, engine: Engine, *, dialect: Dialect, **settings: Unpack[Settings]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """An agent that plans by search and acts with tools."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -15,8 +15,10 @@ from tts_agent.nodes.act import make_act_node
 from tts_agent.nodes.overrides import TTSContext
 from tts_agent.nodes.plan import PlanNode, make_plan_node
 from tts_agent.nodes.planner import Settings
-from tts_agent.nodes.stages import make_expand_node, make_select_node, make_verify_node
+from tts_agent.nodes.stages import StageNode, make_expand_node, make_select_node, make_verify_node
 from tts_agent.nodes.state import PlanState, StagedState, newest_tool_calls
+
+Node = PlanNode | StageNode
 
 
 def route(state: Mapping[str, Any]) -> Literal["act", "__end__"]:
@@ -32,6 +34,26 @@ def route_expanded(state: Mapping[str, Any]) -> Literal["verify", "__end__"]:
 def route_selected(state: Mapping[str, Any]) -> Literal["expand", "act", "__end__"]:
     """After `select`: another round while the search is under way, else as `route`."""
     return "expand" if state.get("search") else route(state)
+
+
+def create_planner(
+    engine: Engine,
+    *,
+    dialect: Dialect,
+    staged: bool = False,
+    trace: str | Path | None = None,
+    grant: float | None = None,
+    flush_events: int | None = None,
+    flush_seconds: float | None = None,
+    **settings: Unpack[Settings],
+) -> StateGraph[Any, Any, Any, Any]:
+    """A graph of one planning step: it ends with the decision as the newest message, or without one.
+
+    Compiled, it is a node for a graph of yours over `PlanState`, with `route` behind it:
+    `graph.add_node("plan", create_planner(...).compile())`. The arguments are those of `create_planning_agent`.
+    """
+    journal = {"grant": grant, "flush_events": flush_events, "flush_seconds": flush_seconds}
+    return _wired(_planning(engine, dialect, staged, trace, journal, settings), None)
 
 
 def create_planning_agent(
@@ -55,31 +77,46 @@ def create_planning_agent(
     `.compile(checkpointer=...)` is the caller's.
     """
     journal = {"grant": grant, "flush_events": flush_events, "flush_seconds": flush_seconds}
+    return _wired(_planning(engine, dialect, staged, trace, journal, settings), make_act_node(tools))
+
+
+def _planning(
+    engine: Engine,
+    dialect: Dialect,
+    staged: bool,
+    trace: str | Path | None,
+    journal: Mapping[str, Any],
+    settings: Settings,
+) -> list[Node]:
+    """The nodes of a planning step in their order: one, or three."""
     given: dict[str, Any] = {name: value for name, value in journal.items() if value is not None}
     if not staged:
-        plan = make_plan_node(engine, dialect=dialect, trace=trace, **given, **settings)
-        return _single(plan, make_act_node(tools))
+        return [make_plan_node(engine, dialect=dialect, trace=trace, **given, **settings)]
     if given:
         raise ConfigError(f"{sorted(given)!r} have no effect on a staged agent; leave them out")
-    graph = StateGraph(StagedState, TTSContext)
-    graph.add_node("expand", make_expand_node(engine, dialect=dialect, **settings))
-    graph.add_node("verify", make_verify_node(engine, dialect=dialect, **settings))
-    graph.add_node("select", make_select_node(engine, dialect=dialect, trace=trace, **settings))
-    graph.add_node("act", make_act_node(tools))
-    graph.add_edge(START, "expand")
-    graph.add_conditional_edges("expand", route_expanded, ["verify", END])
-    graph.add_edge("verify", "select")
-    graph.add_conditional_edges("select", route_selected, ["expand", "act", END])
-    graph.add_edge("act", "expand")
-    return graph
+    return [
+        make_expand_node(engine, dialect=dialect, **settings),
+        make_verify_node(engine, dialect=dialect, **settings),
+        make_select_node(engine, dialect=dialect, trace=trace, **settings),
+    ]
 
 
-def _single(plan: PlanNode, act: ToolNode) -> StateGraph[Any, Any, Any, Any]:
-    graph = StateGraph(PlanState, TTSContext)
-    name = plan.planner.name
-    graph.add_node(name, plan)
-    graph.add_node("act", act)
-    graph.add_edge(START, name)
-    graph.add_conditional_edges(name, route, ["act", END])
-    graph.add_edge("act", name)
+def _wired(planning: Sequence[Node], act: ToolNode | None) -> StateGraph[Any, Any, Any, Any]:
+    """The graph of the planning nodes, and of `act` if there is one; without it a decision ends the graph."""
+    staged = len(planning) > 1
+    graph: StateGraph[Any, Any, Any, Any] = StateGraph(StagedState if staged else PlanState, TTSContext)
+    for node in planning:
+        graph.add_node(str(node.name), node)
+    first, last = str(planning[0].name), str(planning[-1].name)
+    graph.add_edge(START, first)
+    if staged:
+        graph.add_conditional_edges(first, route_expanded, ["verify", END])
+        graph.add_edge("verify", last)
+    decided: str = END
+    if act is not None:
+        decided = "act"
+        graph.add_node("act", act)
+        graph.add_edge("act", first)
+    ends: dict[Hashable, str] = {"act": decided, END: END}
+    graph.add_conditional_edges(last, route_selected if staged else route, ends | {"expand": first} if staged else ends)
     return graph

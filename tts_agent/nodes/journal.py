@@ -7,35 +7,49 @@ without `await`, are in `plan.py`.
 """
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
-from typing import Any, Self
+from typing import Any
 from uuid import uuid4
 
-from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langchain_core.messages import AIMessage
+from langgraph.checkpoint.base import CheckpointTuple
 
 from tts_agent.budget import NOTHING
-from tts_agent.errors import EngineUnavailable, SearchError
-from tts_agent.events import COMMIT, Decode, Event, Granted, log_from_json, log_to_json
+from tts_agent.errors import ConfigError, EngineUnavailable
+from tts_agent.events import (
+    COMMIT,
+    Chosen,
+    Decode,
+    Deepened,
+    Event,
+    Granted,
+    log_from_json,
+    log_to_json,
+)
+from tts_agent.nodes.attempt import Attempt, Left
+from tts_agent.nodes.handle import SearchHandle, delist, enlist
+from tts_agent.nodes.review import CHOSE, WROTE, Answer, Choose, Edit, More, Review, is_more, read_edit
 from tts_agent.outcome import Outcome
 from tts_agent.search import Search
 from tts_agent.trace.recorder import Recorder
 
 Chunk = dict[str, Any]
-"""A part of a search's log as plain JSON: its `id`, the id of the chunk it comes `after`, and its `events`."""
+"""A part of a search's log as plain JSON: its `id`, the id of the chunk it comes `after` ("" for the first), its
+`events`, and which `turn` at the search wrote it: each process and each attempt has its own, a later one a higher."""
 
-PATIENCE = 60.0
-"""Seconds that a checkpointer may take to make a chunk durable."""
+LOOK = 0.05
+"""Seconds between two looks at whether the graph is to come to an end."""
 
 
 class Ask(Enum):
     """What a conversation wants next."""
 
+    RECALL = "recall"  # say what other attempts stored elsewhere; nothing if nothing is stored
     CHUNK = "chunk"  # call the next task and send its result
     DURABLE = "durable"  # wait until the checkpoint has all chunks; at once if nothing is stored
+    REVIEW = "review"  # put the question to a human and send the answer
 
 
 class Conversation:
@@ -43,95 +57,226 @@ class Conversation:
 
     `make(log)` makes the search, resumed from `log`. Chunks are linked by their ids: savers may store tasks out of
     order, so that after a kill a chunk may come back whose predecessor is lost. It is passed over; what it spent is
-    covered by the last grant that did come back. `known` is the log of an earlier attempt of this process, written to
-    the journal anew.
+    covered by the last grant that did come back. Of two chunks after the same one the later turn's counts.
+
+    `left` is what an earlier attempt of this process left: it is gone on with if what is stored ends where that attempt
+    knew it to end, so that no other process was at it since. `review(search)` is the review that the end asks for.
     """
 
     def __init__(
         self,
         make: Callable[[Sequence[Event]], Search],
         *,
-        known: Sequence[Event] = (),
+        node: str,
+        attempt: Attempt | None,
+        left: Left | None,
         decode: Decode,
         recorder: Recorder | None,
         flush_events: int,
         flush_seconds: float,
+        review: Callable[[Search], Review | None],
     ) -> None:
-        self._make, self._decode, self._recorder = make, decode, recorder
+        self._make, self._decode, self._recorder, self._review_of = make, decode, recorder, review
+        self._node, self._attempt, self._left = node, attempt, left
         self._max_events, self._max_seconds = flush_events, flush_seconds
-        self._log = list(known)  # of the search so far, before it is live
+        self._log: list[Event] = []  # of the search so far, before it is live
         self._search: Search | None = None
+        self._handle: SearchHandle | None = None  # of a search that is driven here
         self._outage: EngineUnavailable | None = None
-        self._tip = uuid4().hex if known else ""  # id of the newest chunk that counts
+        self._tip = ""  # id of the newest chunk that counts
         self._live = ""  # id of the newest chunk of this process
         self._driving: asyncio.Task[Any] | None = None  # runs `advance`
         self._written = 0  # events of the search's log that are in chunks
+        self._ends = {"": 0}  # id of a chunk -> events of the log up to its end
         self._unconfirmed: set[str] = set()
+        self._seen = 0  # events of the log that were looked at for what follows
+        self._ended, self._reopened = False, 0
+        self._decided = ""  # how a reviewer decided
+        self._deepened = 0  # reviews that were answered with more budget
+        self._order: Answer | None = None  # an answer that is not in the log yet
+        self._review: Review | None = None
+        self._error = ""
+        self.edit: AIMessage | None = None
+        """The decision that a reviewer wrote."""
+        self._elsewhere: dict[str, Chunk] = {}  # what other attempts stored, by the chunk it comes after
+        self._turn = 1 if left is None else left.turn + 1
+
+    # --- what to do next
 
     def asks(self) -> Iterator[Ask]:
-        """What to do next, until the search is done: `take` a chunk, or wait until all of them are `confirmed`."""
-        while self._search is None or not self._search.done:
-            yield Ask.CHUNK
-            if self._outage is not None:
-                raise self._outage
-            if self._search is not None and self._search.starved:
-                yield Ask.DURABLE
-                self._search.confirm()
+        """What to do next, until the decision.
+
+        First `recall`, then `take` a chunk, wait until all are `confirmed`, `answer` a review.
+        """
+        yield Ask.RECALL
+        while True:
+            while self._deepened < self._reopened:
+                yield Ask.REVIEW
+            while not self._ended or self._order is not None:
+                yield from self._go_on()
+            if not self._asks_review():
+                return
+            yield Ask.REVIEW
+
+    def _go_on(self) -> Iterator[Ask]:
+        yield Ask.CHUNK
+        if self._outage is not None:
+            raise self._outage
+        if self._search is not None and self._search.starved:
+            yield Ask.DURABLE
+            self._search.confirm()
+
+    def recall(self, chunks: Iterable[Any]) -> None:
+        """Know of what other attempts stored. LangGraph gives a retry nothing back, and what it stores to nobody."""
+        for chunk in chunks:
+            if is_chunk(chunk):
+                known = self._elsewhere.get(chunk["after"])
+                if known is None or known["turn"] < chunk["turn"]:
+                    self._elsewhere[chunk["after"]] = chunk
 
     def take(self, chunk: Chunk) -> None:
         """Fold a chunk that was given back; one of this process is in the search already."""
-        if chunk["after"] == self._tip and chunk["id"] == (self._live or chunk["id"]):
-            self._tip = chunk["id"]
-            if self._search is None:
-                self._log += log_from_json(chunk["events"], self._decode)
-                self._written = len(self._log)
+        if chunk["id"] == self._live:
+            self._tip = self._live
+        elif not self._live:
+            self._catch_up()
+            if chunk["after"] == self._tip:
+                self._fold(chunk)
+
+    def _catch_up(self) -> None:
+        while (chunk := self._elsewhere.pop(self._tip, None)) is not None:
+            self._fold(chunk)
+
+    def _fold(self, chunk: Chunk) -> None:
+        self._search = None  # of the log so far
+        self._tip, self._turn = chunk["id"], max(self._turn, chunk["turn"] + 1)
+        self._log.extend(log_from_json(chunk["events"], self._decode))
+        self._written = self._ends[self._tip] = len(self._log)
+        self._look(self._log)
 
     def confirmed(self, saved: CheckpointTuple | None) -> bool:
         """Whether all chunks of this process are in the checkpoint `saved`."""
         values = (value for _, _, value in (saved.pending_writes or ())) if saved is not None else ()
-        self._unconfirmed -= {value["id"] for value in values if isinstance(value, dict) and "after" in value}
+        self._unconfirmed -= {value["id"] for value in values if is_chunk(value)}
         return not self._unconfirmed
 
     def outcome(self) -> Outcome:
         """The result, once `asks` has ended."""
-        assert self._search is not None
-        return self._search.outcome()
+        return self._whole().outcome()
+
+    def _whole(self) -> Search:
+        """The search, which may not be driven any more."""
+        if self._search is None:
+            self._search = self._make(self._log)
+        return self._search
+
+    # --- reviews
+
+    def _look(self, log: Sequence[Event]) -> None:
+        """Take note of what `log` says of ends and reviews since the last look."""
+        for event in log[self._seen :]:
+            if isinstance(event, Chosen):
+                self._ended, self._decided = True, event.reason if event.reason in (CHOSE, WROTE) else ""
+                self._order = None
+            elif isinstance(event, Deepened) and self._ended:
+                self._ended, self._decided, self._order, self._review = False, "", None, None
+                self._reopened += 1
+        self._seen = len(log)
+
+    def _asks_review(self) -> bool:
+        """Whether a human is to be asked about the search, which is done, or for what they wrote, which no log has."""
+        if self._decided:
+            return self._decided == WROTE and self.edit is None
+        if self._review is None:
+            self._review = self._review_of(self._whole())
+        return self._review is not None
+
+    def question(self) -> dict[str, Any]:
+        """What to ask the reviewer."""
+        return {"type": "tts.review"} if self._review is None else self._review.question(self._error)
+
+    def answer(self, answer: Any) -> None:
+        """Take a reviewer's answer; one that cannot be used is asked for again."""
+        if self._review is None:  # it was given before, and its search went on: only its place is of interest
+            self._deepened += is_more(answer)
+            self.edit = read_edit(answer) if self._decided else None
+            return
+        try:
+            self._order = self._review.read(answer)
+        except ConfigError as error:
+            self._error = str(error)
+            return
+        self._error = ""
+        self._deepened += isinstance(self._order, More)
+        if isinstance(self._order, Edit):
+            self.edit = self._order.message
 
     # --- what the task does
 
     async def advance(self) -> Chunk:
         """Drive the search to its next chunk. Not called for a chunk that is given back."""
         self._driving = asyncio.current_task()
-        search = self._search or await self._begin()
+        search = self._search if self._handle is not None and self._search is not None else await self._begin()
+        self._obey(search)
         try:
-            await search.chunk(max_events=self._max_events, max_seconds=self._max_seconds)
+            with self._watched(search):
+                await search.chunk(max_events=self._max_events, max_seconds=self._max_seconds)
         except EngineUnavailable as outage:
             await search.aclose()
             self._outage = outage
-        events = (self.settled() if self._outage is not None else search.log)[self._written :]
-        self._written = len(search.log)
+        log = search.log if self._outage is None else self._settled(search)
+        events, self._written = log[self._written :], len(log)
+        self._look(log)
         await self._record(events)
         self._live = uuid4().hex
+        self._ends[self._live] = self._written
         self._unconfirmed.add(self._live)
-        return {"id": self._live, "after": self._tip, "events": log_to_json(events, self._decode)}
+        written = log_to_json(events, self._decode)
+        return {"id": self._live, "after": self._tip, "turn": self._turn, "events": written}
 
     async def _begin(self) -> Search:
-        self._search = self._make(self._log)
+        left, attempt = self._left, self._attempt
+        self._catch_up()
+        if left is not None and left.ends.get(self._tip) == len(self._log):
+            self._log, self._search = left.log, None
+            self._look(self._log)
+        search = self._whole()
         await self._record(self._log)  # the trace may have been cut elsewhere than the journal: it begins anew
-        return self._search
+        thread, run = (None, None) if attempt is None else (attempt.thread, attempt.run)
+        self._handle = SearchHandle(search, node=self._node, thread=thread, run=run)
+        enlist(self._handle)
+        return search
+
+    def _obey(self, search: Search) -> None:
+        """Do what a reviewer answered, if an attempt before this one did not."""
+        order, self._order = self._order, None
+        match order:
+            case More(limits) if self._deepened > self._reopened:
+                search.deepen(limits)
+            case Choose(thought) if not self._decided:
+                search.choose(thought, CHOSE)
+            case Edit() if not self._decided:
+                search.choose(None, WROTE)
+
+    @contextmanager
+    def _watched(self, search: Search) -> Iterator[None]:
+        """Stop `search` when the graph is asked to come to an end; tell the graph of what is done by then."""
+        attempt = self._attempt
+        if attempt is None:
+            yield
+            return
+        looking = asyncio.create_task(_look_out(attempt, search))
+        try:
+            yield
+        finally:
+            looking.cancel()
+        attempt.heartbeat()
 
     async def _record(self, events: Sequence[Event]) -> None:
         if self._recorder is not None:
             await self._recorder.append(events)
 
-    def settled(self) -> list[Event]:
-        """The log of a search that was closed: nothing is under way, and its last grant leaves nothing to be lost."""
-        if self._search is None:
-            return self._log
-        ledger = self._search.ledger
-        used = ledger.committed.minus(ledger.reservations.get(COMMIT, NOTHING))
-        ceiling = (None if limit is None else used[unit] for unit, limit in enumerate(ledger.limits()))
-        return [*self._search.log, Granted(tuple(ceiling))]
+    # --- the end of the attempt
 
     async def aclose(self) -> None:
         """Abort what runs. Harmless after the end."""
@@ -143,49 +288,42 @@ class Conversation:
         if self._search is not None:
             await self._search.aclose()
 
+    def leave(self) -> Left | None:
+        """What the next attempt needs to know, if this one did not come to its end. The search is not listed now."""
+        search = self._search
+        if self._handle is None or search is None:
+            return self._left
+        delist(self._handle)
+        log = search.log
+        if not search.done:
+            log = self._torn(search) if self._outage is None else self._settled(search)
+        return Left(log, self._ends, self._turn)
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the tasks of a running entrypoint are stored."""
+    @staticmethod
+    def _settled(search: Search) -> list[Event]:
+        """The log of a search that was closed: nothing is under way, and its last grant leaves nothing to be lost."""
+        ledger = search.ledger
+        used = ledger.committed.minus(ledger.reservations.get(COMMIT, NOTHING))
+        ceiling = (None if limit is None else used[unit] for unit, limit in enumerate(ledger.limits()))
+        return [*search.log, Granted(tuple(ceiling))]
 
-    saver: BaseCheckpointSaver[Any]
-    checkpoint: RunnableConfig
+    @staticmethod
+    def _torn(search: Search) -> list[Event]:
+        """The log of a search that was closed in the midst of a chunk: what was under way is planned still.
 
-    @classmethod
-    def find(cls, config: RunnableConfig) -> Self | None:
-        """The place of the entrypoint whose config this is; None if nothing is stored before the graph ends."""
-        settings = config.get("configurable", {})
-        # NOTE: LangGraph gives a node no public way to its checkpointer. Without these keys nothing counts as
-        # durable, which is safe: no grants, and a kill begins the step again.
-        saver = settings.get("__pregel_checkpointer")
-        if not isinstance(saver, BaseCheckpointSaver) or settings.get("__pregel_durability") == "exit":
-            return None
-        space = settings["checkpoint_ns"].rpartition("|")[0]
-        address = {
-            "thread_id": settings["thread_id"],
-            "checkpoint_ns": space,
-            "checkpoint_id": settings["checkpoint_map"][space],
-        }
-        return cls(saver, {"configurable": address})
-
-    def wait(self, confirmed: Callable[[CheckpointTuple | None], bool]) -> None:
-        """Look at the checkpoint until `confirmed`."""
-        pauses = _pauses()
-        while not confirmed(self.saver.get_tuple(self.checkpoint)):
-            time.sleep(next(pauses))
-
-    async def await_(self, confirmed: Callable[[CheckpointTuple | None], bool]) -> None:
-        """Look at the checkpoint until `confirmed`, without blocking the loop."""
-        pauses = _pauses()
-        while not confirmed(await self.saver.aget_tuple(self.checkpoint)):
-            await asyncio.sleep(next(pauses))
+        Its last grant leaves to be lost just what the engine had used of that.
+        """
+        used = search.ledger.committed.minus(search.ledger.reservations.get(COMMIT, NOTHING))
+        return [*search.log[: search.whole], Granted(tuple(used))]
 
 
-def _pauses() -> Iterator[float]:
-    """Seconds to wait between two looks at the checkpoint. Raises `SearchError` when patience ends."""
-    waited, pause = 0.0, 0.001
-    while waited < PATIENCE:
-        yield pause
-        waited += pause
-        pause = min(pause * 2, 0.1)
-    raise SearchError(f"the checkpointer did not store the search's log in {PATIENCE:.0f} s; see whether it works")
+def is_chunk(value: Any) -> bool:
+    """Whether a stored value is a chunk of a search's log."""
+    return isinstance(value, dict) and "turn" in value and "after" in value
+
+
+async def _look_out(attempt: Attempt, search: Search) -> None:
+    """Stop `search` when the graph is asked to come to an end."""
+    while (reason := attempt.draining()) is None:
+        await asyncio.sleep(LOOK)
+    search.cancel(f"the graph is draining: {reason}")

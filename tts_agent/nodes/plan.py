@@ -6,17 +6,23 @@ from typing import Any, Unpack
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from langgraph.config import get_config
+from langgraph.constants import TAG_HIDDEN
+from langgraph.errors import GraphBubbleUp
 from langgraph.func import entrypoint, task
+from langgraph.types import interrupt
 
 from tts_agent.dialect import Dialect
 from tts_agent.engines.base import Engine
 from tts_agent.errors import ConfigError
 from tts_agent.nodes.attempt import Attempt, Memo, current_attempt
-from tts_agent.nodes.journal import Ask, Chunk, Conversation, Place
+from tts_agent.nodes.journal import Ask, Chunk, Conversation
 from tts_agent.nodes.loop import run_sync
 from tts_agent.nodes.overrides import know
+from tts_agent.nodes.place import Place
 from tts_agent.nodes.planner import Planner, Settings, Step
+from tts_agent.nodes.review import Review, Wanted, check, shown
 from tts_agent.nodes.state import PlanState, Update
+from tts_agent.search import Search
 from tts_agent.search.driver import FLUSH_EVENTS, FLUSH_SECONDS
 from tts_agent.search.run import GRANT
 from tts_agent.trace.recorder import Recorder
@@ -26,9 +32,17 @@ class PlanNode(Runnable[PlanState, Update]):
     """Searches for the next decision; made by `make_plan_node`."""
 
     def __init__(
-        self, planner: Planner, *, grant: float, trace: Path | None, flush_events: int, flush_seconds: float
+        self,
+        planner: Planner,
+        *,
+        review: Wanted | None,
+        grant: float,
+        trace: Path | None,
+        flush_events: int,
+        flush_seconds: float,
     ) -> None:
         self.planner = planner
+        self._review = review
         self.name = planner.name
         self._grant, self._trace = grant, trace
         self._flush_events, self._flush_seconds = flush_events, flush_seconds
@@ -43,7 +57,7 @@ class PlanNode(Runnable[PlanState, Update]):
 
         @entrypoint()
         def search(_: dict[str, Any]) -> entrypoint.final[Update, None]:
-            place = Place.find(get_config())
+            place = self._place()
             talk = self._conversation(step, attempt, durable=place is not None)
 
             @task
@@ -54,15 +68,24 @@ class PlanNode(Runnable[PlanState, Update]):
                 for ask in talk.asks():
                     if ask is Ask.CHUNK:
                         talk.take(journal().result())
+                    elif ask is Ask.RECALL:
+                        talk.recall(() if place is None else place.elsewhere())
+                    elif ask is Ask.REVIEW:
+                        talk.answer(interrupt(talk.question()))
                     elif place is not None:
                         place.wait(talk.confirmed)
+                update = self.planner.finish(step, talk.outcome(), edit=talk.edit)
+            except GraphBubbleUp:  # a reviewer is asked: the search is done, and its log is with the checkpointer
+                talk.leave()
+                raise
             except BaseException:
                 run_sync(talk.aclose())
-                self._memo.keep(attempt, talk.settled())
+                self._memo.keep(attempt, talk.leave())
                 raise
-            return entrypoint.final(value=self.planner.finish(step, talk.outcome()), save=None)
+            talk.leave()
+            return entrypoint.final(value=update, save=None)
 
-        update: Update = search.invoke({}, ensure_config(config))
+        update: Update = search.invoke({}, _hidden(config))
         return update
 
     async def ainvoke(self, input: PlanState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
@@ -73,7 +96,7 @@ class PlanNode(Runnable[PlanState, Update]):
 
         @entrypoint()
         async def search(_: dict[str, Any]) -> entrypoint.final[Update, None]:
-            place = Place.find(get_config())
+            place = self._place()
             talk = self._conversation(step, attempt, durable=place is not None)
 
             @task
@@ -84,33 +107,64 @@ class PlanNode(Runnable[PlanState, Update]):
                 for ask in talk.asks():
                     if ask is Ask.CHUNK:
                         talk.take(await journal())
+                    elif ask is Ask.RECALL:
+                        talk.recall(() if place is None else await place.aelsewhere())
+                    elif ask is Ask.REVIEW:
+                        talk.answer(interrupt(talk.question()))
                     elif place is not None:
                         await place.await_(talk.confirmed)
+                update = self.planner.finish(step, talk.outcome(), edit=talk.edit)
+            except GraphBubbleUp:
+                talk.leave()
+                raise
             except BaseException:
                 await talk.aclose()
-                self._memo.keep(attempt, talk.settled())
+                self._memo.keep(attempt, talk.leave())
                 raise
-            return entrypoint.final(value=self.planner.finish(step, talk.outcome()), save=None)
+            talk.leave()
+            return entrypoint.final(value=update, save=None)
 
-        update: Update = await search.ainvoke({}, ensure_config(config))
+        async with self._memo.turn(attempt):
+            update: Update = await search.ainvoke({}, _hidden(config))
         return update
+
+    def _place(self) -> Place | None:
+        """Where the journal of the running entrypoint lies. Raises `ConfigError` if a review could not be resumed."""
+        config = get_config()
+        if self._review is not None and not Place.stores(config):
+            raise ConfigError(
+                f"node {self.name!r} asks a human (review=...), and nothing here stores what is asked: compile the "
+                "graph with a checkpointer"
+            )
+        return Place.find(config)
 
     def _conversation(self, step: Step, attempt: Attempt | None, *, durable: bool) -> Conversation:
         grant = self._grant if durable else None
         return Conversation(
             lambda log: self.planner.search(step, log, grant=grant),
-            known=self._memo.take(attempt),
+            node=self.planner.name,
+            attempt=attempt,
+            left=self._memo.take(attempt),
+            review=lambda search: self._looked_at(search, step),
             decode=self.planner.engine.decode,
             recorder=None if self._trace is None else Recorder(self._trace),
             flush_events=self._flush_events,
             flush_seconds=self._flush_seconds,
         )
 
+    def _looked_at(self, search: Search, step: Step) -> Review | None:
+        """The review of a search that is done, if a human is to look at it."""
+        number = shown(self._review, search.outcome())
+        if not number:
+            return None
+        return Review(search, step.request, self.planner.dialect, node=self.planner.name, number=number)
+
 
 def make_plan_node(
     engine: Engine,
     *,
     dialect: Dialect,
+    review: Wanted | None = None,
     trace: str | Path | None = None,
     grant: float = GRANT,
     flush_events: int = FLUSH_EVENTS,
@@ -129,6 +183,14 @@ def make_plan_node(
     again, and at most the share `grant` of each limit is charged as lost. When the engine gives up
     (`EngineUnavailable`), everything known is stored first.
 
+    What ends a search before its time: its budget; `running_searches(...)[0].stop()`; a graph that is asked to drain
+    (`RunControl.request_drain`). Each leaves the best answer so far, and `state["tts"]["outcome"]["cut"]` says which it
+    was. A `timeout=` of the node or a cancelled run aborts what the engine works on, and can be resumed; so can, in
+    the same process without losing anything, what a `retry_policy` runs again.
+
+    With `review` a human decides, by an interrupt of the graph (see `review.py` for the question and the answers): a
+    number of candidates to choose from, or a function that is given the `Outcome` and returns whether, or how many.
+
     Raises `ConfigError` for settings that cannot work.
     """
     if not 0 < grant <= 1:
@@ -139,4 +201,18 @@ def make_plan_node(
         )
     planner = Planner.of(engine, dialect, settings)
     path = None if trace is None else Path(trace)
-    return PlanNode(planner, grant=grant, trace=path, flush_events=flush_events, flush_seconds=flush_seconds)
+    check(review)
+    return PlanNode(
+        planner,
+        review=review,
+        grant=grant,
+        trace=path,
+        flush_events=flush_events,
+        flush_seconds=flush_seconds,
+    )
+
+
+def _hidden(config: RunnableConfig | None) -> RunnableConfig:
+    """`config` for what is inside of a node: streams of updates and of sub-graphs, and traces, do not show it."""
+    settings = ensure_config(config)
+    return {**settings, "tags": [*settings.get("tags", ()), TAG_HIDDEN]}

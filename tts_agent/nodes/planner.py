@@ -14,6 +14,8 @@ from tts_agent.engines.base import Engine, sample_bound
 from tts_agent.errors import ConfigError
 from tts_agent.events import Carried, Event
 from tts_agent.nodes.account import Account
+from tts_agent.nodes.audience import Audience
+from tts_agent.nodes.observed import open_search
 from tts_agent.nodes.overrides import RUN, overridden
 from tts_agent.nodes.shared import SharedBudget
 from tts_agent.nodes.spent import BUDGETS
@@ -39,6 +41,8 @@ class Settings(TypedDict, total=False):
     * `seed`: the same seed gives the same samples, step by step.
     * `barrier`: wait for all that is under way before anything is handled, so that the tree depends on the seed alone.
     * `name`: what the searches are called in traces, followed by the number of the step.
+    * `stream_candidates`: tell what candidates say, token by token where the engine tells it, not only how they do (see
+      `progress.py`).
     """
 
     strategy: str | Strategy[Any]
@@ -49,6 +53,7 @@ class Settings(TypedDict, total=False):
     seed: int
     barrier: bool
     name: str
+    stream_candidates: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class Step:
     carried: tuple[Carried, ...]
     account: Account | None = None  # of a shared budget, in which the step is called `key`
     key: str = ""
+    audience: Audience | None = None
 
     @property
     def number(self) -> int:
@@ -82,6 +88,7 @@ class Planner:
     seed: int = 0
     barrier: bool = False
     name: str = "plan"
+    stream_candidates: bool = False
     made: Strategy[Any] = field(init=False)
 
     @classmethod
@@ -119,8 +126,10 @@ class Planner:
         account = self.run_budget.open(state, config) if isinstance(self.run_budget, SharedBudget) else None
         run = self._run(overridden(self._own_run_budget, RUN, config), memory) if account is None else account.ledger
         key = key or f"{self.name}/{memory.step + 1}"
-        step = Step(request, memory, self._scope(run, budget, carried), carried, account, key)
-        if (step.number > 1 or account is not None) and (unit := self.short(step)):
+        audience = Audience.here(config, name=self.name, candidates=self.stream_candidates)
+        step = Step(request, memory, self._scope(run, budget, carried), carried, account, key, audience)
+        staged = bool(state.get("search"))  # it was admitted when it began, and holds its decision
+        if not staged and (step.number > 1 or account is not None) and (unit := self.short(step)):
             # NOTE: a first step that nothing can be searched in is a wrong setting, which the search itself reports,
             # unless others may have spent the budget.
             return self.finish(step, Outcome((), StopReason.BUDGET, unit, cut=f"the {unit} limit left no step"))
@@ -159,7 +168,11 @@ class Planner:
     def search(self, step: Step, log: Sequence[Event], *, grant: float | None = None, killed: bool = True) -> Search:
         """The search of `step`, resumed from `log` if it is not empty."""
         if step.account is None:
-            return self._search(step, step.ledger, log, grant, killed)
+            around = step.ledger.parent
+            if around is None or around.parent is None:  # the run's own, of which `log` and the memory tell all
+                around = self._run(None if around is None else around.budget, step.memory)
+            ledger = Ledger(step.ledger.budget, name="step", parent=around, prices=self.prices)
+            return self._search(step, ledger, log, grant, killed)
         with step.account.ledger.held():  # what an attempt before this one spent is taken back, and told again by `log`
             ledger = step.account.step(step.key, step.ledger.budget, self.prices)
             if not log and self.short(replace(step, ledger=ledger)):
@@ -168,7 +181,8 @@ class Planner:
             return self._search(step, ledger, log, grant, killed)
 
     def _search(self, step: Step, ledger: Ledger, log: Sequence[Event], grant: float | None, killed: bool) -> Search:
-        return Search(
+        return open_search(
+            step.audience,
             self.engine,
             step.request.task,
             self.made,
@@ -185,9 +199,13 @@ class Planner:
 
     # --- the end
 
-    def finish(self, step: Step, outcome: Outcome) -> Update:
-        """The update of the state: the decision as a message, and what the next step needs."""
-        return {**self._decided(step, outcome), **self._spent(step)}
+    def finish(self, step: Step, outcome: Outcome, *, edit: AIMessage | None = None) -> Update:
+        """The update of the state: the decision as a message, and what the next step needs.
+
+        `edit` is a decision that somebody wrote instead; the next step then reads it as history.
+        """
+        decided = self._decided(step, outcome) if edit is None else self._edited(step, outcome, edit)
+        return {**decided, **self._spent(step)}
 
     def _spent(self, step: Step) -> Update:
         """What is to be written of a shared budget."""
@@ -212,6 +230,13 @@ class Planner:
         memory = Memory(step.number, str(message.id), decided, subtree(outcome.tree, decision), totals)
         note = {**summary(outcome), "decision": "".join(thought.text for thought in made)}
         return self._update([message], memory, note, carried=bool(step.carried))
+
+    def _edited(self, step: Step, outcome: Outcome, edit: AIMessage) -> Update:
+        message = self._signed(edit, outcome, None)
+        memory = Memory(step.number, str(message.id), totals=step.memory.totals.plus(outcome))
+        return self._update(
+            [message], memory, {**summary(outcome), "decision": message.text}, carried=bool(step.carried)
+        )
 
     def _answer(self, memory: Memory, answer: Answer) -> Update:
         outcome = Outcome((), StopReason.CONVERGED)

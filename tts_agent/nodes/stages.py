@@ -11,26 +11,26 @@ A kill repeats the stage that it interrupted, and what that stage had used is no
 across kills, use `make_plan_node`.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Unpack
+from typing import Any, Literal, Unpack
 
 from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.types import Overwrite
 
 from tts_agent.dialect import Dialect
 from tts_agent.engines.base import Engine
 from tts_agent.errors import SearchError
-from tts_agent.events import Decode, Judged, Merged, Pruned, Sampled, log_from_json, log_to_json, to_json
+from tts_agent.events import (
+    Event,
+    Opened,
+)
 from tts_agent.nodes.loop import run_sync
 from tts_agent.nodes.overrides import know
 from tts_agent.nodes.planner import Planner, Settings, Step
-from tts_agent.nodes.state import StagedState, Update, read_state
+from tts_agent.nodes.standing import Asked, Shelf, Standing
+from tts_agent.nodes.state import Log, StagedState, Update, read_log, read_state, write_chunk
 from tts_agent.search import Search
-from tts_agent.thought import Unverified, Verdict
 from tts_agent.trace.recorder import Recorder
-from tts_agent.tree import Branch, ThoughtTree
-from tts_agent.usage import ZERO, Usage
-from tts_agent.verifiers.base import Scope
 
 
 class StageNode(Runnable[StagedState, Update]):
@@ -48,24 +48,40 @@ class StageNode(Runnable[StagedState, Update]):
 
     async def ainvoke(self, input: StagedState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
         state = read_state(input)
-        step = self.planner.begin(state, config)
-        if not isinstance(step, Step):
-            return step
-        decode = self.planner.engine.decode
-        log = log_from_json(state.get("search", []), decode)
-        if not log and self._stage != "expand":
-            raise SearchError(f"stage {self._stage!r} has no search under way; put an expand node before it")
-        search = self.planner.search(step, log, killed=False)
+        log: Log = state.get("search") or []
+        asked = Asked.here(self.planner, state, config)
+        standing = _shelf.take(log, asked, config)
+        if standing is not None:
+            step, search = standing.step, standing.search
+            begun = len(search.log)
+        else:
+            found = self.planner.begin(state, config)
+            if not isinstance(found, Step):
+                return {**found, "search": None} if log else found
+            step, events = found, self._read(log, found)
+            search, begun = self.planner.search(step, events, killed=False), len(events)
         try:
             await self._work(search)
         except BaseException:
             await search.aclose()
             raise
-        if not search.done:
-            return {"search": log_to_json(search.log[len(log) :], decode)}
-        if self._trace is not None:
-            await Recorder(self._trace).append(search.log)
-        return {**self.planner.finish(step, search.outcome()), "search": None}
+        if search.done:
+            if self._trace is not None:
+                await Recorder(self._trace).append(search.log)
+            return {**self.planner.finish(step, search.outcome()), "search": None}
+        chunk = write_chunk(search.log[begun:], self.planner.engine.decode)
+        _shelf.put(Standing(search, step, asked, [*log, chunk] if begun else [chunk]))
+        return {"search": [chunk] if begun or not log else Overwrite([chunk])}
+
+    def _read(self, log: Log, step: Step) -> list[Event]:
+        """The log of the search under way; empty if `step` begins a new one, which only `expand` does."""
+        events = read_log(log, self.planner.engine.decode)
+        if self._stage != "expand":
+            if not events:
+                raise SearchError(f"stage {self._stage!r} has no search under way; put an expand node before it")
+            return events
+        asked_for = events and isinstance(events[0], Opened) and events[0].root == step.request.task.root
+        return events if asked_for else []  # another search was left when other messages came
 
     async def _work(self, search: Search) -> None:
         if self._stage == "expand":
@@ -77,57 +93,30 @@ class StageNode(Runnable[StagedState, Update]):
             await search.select()
 
 
+_shelf = Shelf()
+"""Of all stages in this process."""
+
+
 def make_expand_node(engine: Engine, *, dialect: Dialect, **settings: Unpack[Settings]) -> StageNode:
     """A node that samples what the strategy proposes for this round; it opens the search of a planning step.
 
     Like `make_plan_node` for `settings` and errors. All three stages must be given the same.
     """
-    return StageNode("expand", Planner.of(engine, dialect, {**settings, "barrier": True}), None)
+    return StageNode("expand", _planner(engine, dialect, settings), None)
 
 
 def make_verify_node(engine: Engine, *, dialect: Dialect, **settings: Unpack[Settings]) -> StageNode:
     """A node that asks the verifier about every thought without a verdict; `unjudged` and `judge` make another one."""
-    return StageNode("verify", Planner.of(engine, dialect, {**settings, "barrier": True}), None)
+    return StageNode("verify", _planner(engine, dialect, settings), None)
 
 
 def make_select_node(
     engine: Engine, *, dialect: Dialect, trace: str | Path | None = None, **settings: Unpack[Settings]
 ) -> StageNode:
     """A node that prunes and, when the search is over, returns the decision as `make_plan_node` does."""
-    return StageNode(
-        "select", Planner.of(engine, dialect, {**settings, "barrier": True}), None if trace is None else Path(trace)
-    )
+    return StageNode("select", _planner(engine, dialect, settings), None if trace is None else Path(trace))
 
 
-class OutsideVerifier:
-    """Stands for a verifier that is a node of the graph: its `name`, and a bound on what one verdict may use.
-
-    Thoughts that the node leaves out are unverified, and charged at the bound.
-    """
-
-    scope: ClassVar[Scope] = "siblings"
-
-    def __init__(self, *, name: str = "outside", bound: Usage = ZERO) -> None:
-        self.name = name
-        self._bound = bound
-
-    def bound(self, prompt: int) -> Usage:
-        return self._bound
-
-    async def __call__(self, branches: Sequence[Branch]) -> list[Verdict | Unverified]:
-        return [Unverified("the graph gave no verdict", self.name, self._bound) for _ in branches]
-
-
-def unjudged(state: Mapping[str, Any], decode: Decode) -> list[Branch]:
-    """The branches of the search under way that wait for a verdict, in the order of ids. `decode` is the engine's."""
-    log = log_from_json(state["search"], decode)
-    tree = ThoughtTree(log)
-    settled = {event.thought for event in log if isinstance(event, (Judged, Pruned, Merged))}
-    waiting = (event.thought for event in log if isinstance(event, Sampled) and event.thought.id not in settled)
-    return [tree.branch(thought.id) for thought in waiting if thought.status in ("open", "complete")]
-
-
-def judge(branches: Sequence[Branch], verdicts: Sequence[Verdict | Unverified]) -> Update:
-    """The state's update that gives `branches` these `verdicts`, one each."""
-    pairs = zip(branches, verdicts, strict=True)
-    return {"search": [to_json(Judged(branch.thought.id, verdict)) for branch, verdict in pairs]}
+def _planner(engine: Engine, dialect: Dialect, settings: Settings) -> Planner:
+    # A stage waits for all it started. Where samples have no seeds there is no order that could be promised.
+    return Planner.of(engine, dialect, {**settings, "barrier": engine.capabilities.seeds})

@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired
 
+import orjson
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langgraph.channels import DeltaChannel
 from langgraph.graph.message import add_messages
+from typing_extensions import TypedDict  # pydantic reads no other one before Python 3.12
 
 from tts_agent.budget import NOTHING, Amounts
 from tts_agent.dialect import Decided
 from tts_agent.errors import ConfigError, LogError
-from tts_agent.events import Carried, Decode, Sampled, from_json, log_from_json, log_to_json, to_json
+from tts_agent.events import Carried, Decode, Event, Sampled, from_json, log_from_json, log_to_json, to_json
 from tts_agent.nodes.spent import BUDGETS, merge_budgets
 from tts_agent.outcome import Outcome
 from tts_agent.prefix import Prefix, pack_ids, unpack_ids
@@ -41,8 +43,26 @@ class PlanState(TypedDict):
     tts_budgets: NotRequired[Annotated[dict[str, Any], merge_budgets]]
 
 
-def append_or_clear(log: list[Any], writes: Sequence[list[Any] | None]) -> list[Any]:
-    """Reducer of a search's log: a list of events is appended, None begins an empty log."""
+Log = list[str]
+"""A search's log as a graph's state holds it: chunks, each a JSON array of events, one from each stage."""
+
+
+def read_log(log: Log, decode: Decode | None = None) -> list[Event]:
+    """The events of `log`. `decode` is the engine's. Raises `LogError` for what is none."""
+    try:
+        chunks = [orjson.loads(chunk) for chunk in log]
+    except (orjson.JSONDecodeError, TypeError) as error:
+        raise LogError(f"state['search'] is no log of a search: {error}; set it to None to begin anew") from error
+    return [event for chunk in chunks for event in log_from_json(chunk, decode)]
+
+
+def write_chunk(events: Sequence[Event], decode: Decode | None = None) -> str:
+    """A chunk of a log, texts left out where they follow from the ids."""
+    return orjson.dumps(log_to_json(events, decode)).decode()
+
+
+def append_or_clear(log: Log, writes: Sequence[Log | None]) -> Log:
+    """Reducer of a search's log: a list of chunks is appended, None begins an empty log."""
     for write in writes:
         log = [] if write is None else [*log, *write]
     return log
@@ -51,11 +71,11 @@ def append_or_clear(log: list[Any], writes: Sequence[list[Any] | None]) -> list[
 class StagedState(PlanState):
     """State of a planning agent whose search is spread over nodes.
 
-    `search` is the log of the search under way, as JSON of events, empty between planning steps. Only what each stage
-    adds is stored, not the log anew.
+    `search` is the log of the search under way, empty between planning steps. Only what each stage adds is stored, not
+    the log anew.
     """
 
-    search: Annotated[list[dict[str, Any]], DeltaChannel(append_or_clear)]
+    search: Annotated[Log, DeltaChannel(append_or_clear)]
 
 
 _KEYS = ("messages", "tts", BUDGETS, "search")

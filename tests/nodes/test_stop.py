@@ -1,0 +1,305 @@
+"""What stops a search from outside: a timeout, a cancelled run, a graph that drains, a handle, a retry."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.errors import NodeTimeoutError
+from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import RunControl
+from langgraph.types import RetryPolicy, Send, TimeoutPolicy
+
+from graphs.countdown import build
+from tests.nodes.world import BUDGET, STRATEGIES, make_engine, make_graph
+from tts_agent import Budget, ScriptedEngine, ThoughtTree, load_engine
+from tts_agent.engines.embedded import EmbeddedEngine
+from tts_agent.engines.scripted import ScriptedStream
+from tts_agent.errors import BudgetError, EngineUnavailable
+from tts_agent.events import Deepened, Lost, Sampled
+from tts_agent.nodes import PlanState, SearchHandle, running_searches
+from tts_agent.trace.recorder import Log, read
+
+GO: Any = {"messages": [HumanMessage("go")]}
+THREAD: Any = {"configurable": {"thread_id": "1"}}
+
+
+class Watched:
+    """A scripted engine, what it was asked to sample, and what of it is under way."""
+
+    def __init__(self, *, pace: float = 0.0, **options: Any) -> None:
+        self.seeds: list[int] = []
+        self.engine = make_engine(heard=lambda prefix, seed: self.seeds.append(seed), pace=pace, **options)
+        self._streams: list[ScriptedStream] = []
+        sample = self.engine.sample
+
+        def listening(*arguments: Any, **named: Any) -> ScriptedStream:
+            self._streams.append(sample(*arguments, **named))
+            return self._streams[-1]
+
+        self.engine.sample = listening  # type: ignore[method-assign]
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that neither ended nor were aborted."""
+        return sum(not stream._ended for stream in self._streams)
+
+
+def graph_of(engine: ScriptedEngine, *, node: dict[str, Any] | None = None, **settings: Any) -> StateGraph[Any]:
+    """A graph of one planning node; `node` are options of `add_node`."""
+    graph: StateGraph[Any] = StateGraph(PlanState)
+    graph.add_node("plan", make_graph(engine, **settings).nodes["plan"].runnable, **(node or {}))
+    graph.add_edge(START, "plan")
+    graph.add_edge("plan", END)
+    return graph
+
+
+def last(trace: Path) -> Log:
+    return [log for log in read(trace) if log.complete][-1]
+
+
+def whole(folder: Path, **settings: Any) -> list[dict[str, object]]:
+    """The tree of the same search, never stopped."""
+    make_graph(make_engine(), trace=folder / "whole.jsonl", **settings).compile().invoke(GO)
+    return ThoughtTree(last(folder / "whole.jsonl").events).to_json()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize(
+    "timeout",
+    [0.4, TimeoutPolicy(run_timeout=0.4, idle_timeout=20.0), TimeoutPolicy(run_timeout=0.4, refresh_on="heartbeat")],
+    ids=["seconds", "policy", "heartbeat"],
+)
+async def test_a_timeout_aborts_what_runs_and_the_step_goes_on_without_paying_twice(
+    timeout: Any, tmp_path: Path
+) -> None:
+    watched = Watched(pace=0.03)
+    settings: dict[str, Any] = {"trace": tmp_path / "trace.jsonl", "flush_events": 5}
+    agent = graph_of(watched.engine, node={"timeout": timeout}, **settings).compile(checkpointer=InMemorySaver())
+    with pytest.raises(NodeTimeoutError):
+        await agent.ainvoke(GO, THREAD)
+    await until(lambda: not watched.in_flight and not running_searches())  # the graph does not wait for what it cancels
+    served = watched.engine.served
+    await asyncio.sleep(0.1)
+    assert watched.engine.served == served
+    result = None
+    for _ in range(60):
+        try:
+            result = await agent.ainvoke(None, THREAD)
+            break
+        except NodeTimeoutError:
+            continue
+    assert result is not None
+    log = last(tmp_path / "trace.jsonl")
+    assert ThoughtTree(log.events).to_json() == whole(tmp_path)
+    sampled = [event.thought.id for event in log.events if isinstance(event, Sampled)]
+    assert len(sampled) == len(set(sampled))
+    totals = result["tts"]["totals"]
+    charged = totals["usage"]["generated"] + totals["lost"].get("generated_tokens", 0)
+    assert watched.engine.served.generated == charged <= BUDGET.generated_tokens
+
+
+async def test_a_cancelled_run_aborts_what_runs_and_goes_on_in_another_process(tmp_path: Path) -> None:
+    watched, trace = Watched(pace=0.01), tmp_path / "trace.jsonl"
+    async with AsyncSqliteSaver.from_conn_string(str(tmp_path / "db")) as saver:
+        agent = graph_of(watched.engine, flush_events=5, trace=trace).compile(checkpointer=saver)
+        run = asyncio.create_task(agent.ainvoke(GO, THREAD))
+        await until(lambda: len(watched.seeds) > 15)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        await until(lambda: not watched.in_flight and not running_searches())
+        other = Watched()  # and another graph: nothing is left but the checkpoint
+        stopped = len(watched.seeds)
+        result = (
+            await graph_of(other.engine, flush_events=5, trace=trace).compile(checkpointer=saver).ainvoke(None, THREAD)
+        )
+    assert ThoughtTree(last(trace).events).to_json() == whole(tmp_path)
+    assert stopped and len(other.seeds) < stopped + len(whole(tmp_path))
+    assert result["tts"]["outcome"]["stop"] == "solved"
+
+
+async def test_a_live_search_is_not_idle() -> None:
+    watched = Watched(pace=0.02)
+    policy = TimeoutPolicy(idle_timeout=0.5, refresh_on="heartbeat")
+    agent = graph_of(watched.engine, node={"timeout": policy}, flush_events=1, solvable=False).compile()
+    begun = time.monotonic()
+    result = await agent.ainvoke(GO)
+    assert time.monotonic() - begun > 0.5
+    assert result["tts"]["outcome"]["stop"] == "converged"
+
+
+async def test_a_retry_after_a_timeout_waits_for_the_first_attempt_and_samples_nothing_again(tmp_path: Path) -> None:
+    watched = Watched(pace=0.03)
+    retry = RetryPolicy(max_attempts=60, initial_interval=0.001, backoff_factor=1.0, jitter=False)
+    agent = graph_of(
+        watched.engine, node={"timeout": 0.4, "retry_policy": retry}, trace=tmp_path / "trace.jsonl", flush_events=5
+    ).compile(checkpointer=InMemorySaver())
+    result = await agent.ainvoke(GO, THREAD)
+    log = last(tmp_path / "trace.jsonl")
+    assert ThoughtTree(log.events).to_json() == whole(tmp_path)
+    assert any(isinstance(event, Lost) for event in log.events)
+    totals = result["tts"]["totals"]
+    charged = totals["usage"]["generated"] + totals["lost"].get("generated_tokens", 0)
+    assert watched.engine.served.generated == charged
+
+
+def test_what_a_retried_attempt_spent_is_known_to_the_next_process(tmp_path: Path) -> None:
+    from tts_agent.engines import Fault
+
+    outage = {place: Fault("refused") for place in range(6, 12)}  # three losses raise, twice
+    watched = Watched(faults=outage)
+    settings: dict[str, Any] = {
+        "strategy": STRATEGIES["best_first"],
+        "verifier": None,
+        "trace": tmp_path / "trace.jsonl",
+        "flush_events": 8,
+    }
+    node = {"retry_policy": RetryPolicy(initial_interval=0.01, max_attempts=2)}
+    saver = InMemorySaver()
+    with pytest.raises(EngineUnavailable):
+        graph_of(watched.engine, node=node, **settings).compile(checkpointer=saver).invoke(GO, THREAD)
+    before = len(watched.seeds)
+    result = graph_of(watched.engine, node=node, **settings).compile(checkpointer=saver).invoke(None, THREAD)
+    totals = result["tts"]["totals"]
+    assert totals["usage"]["prompt_computed"] == watched.engine.served.prompt_computed
+    log = last(tmp_path / "trace.jsonl")
+    sampled = [event.thought.id for event in log.events if isinstance(event, Sampled)]
+    assert len(sampled) == len(set(sampled)) and before
+    refused = sum(event.reservation is not None for event in log.events if isinstance(event, Lost))
+    assert refused >= 6
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_graph_that_drains_gets_the_best_so_far(asynchronous: bool) -> None:
+    watched, control = Watched(pace=0.02), RunControl()
+    agent = graph_of(watched.engine, solvable=False).compile(checkpointer=InMemorySaver())
+    threading.Timer(0.4, control.request_drain, ["sigterm"]).start()
+    if asynchronous:
+        result = asyncio.run(agent.ainvoke(GO, THREAD, control=control))
+    else:
+        result = agent.invoke(GO, THREAD, control=control)
+    outcome = result["tts"]["outcome"]
+    assert (outcome["stop"], outcome["cut"]) == ("cancelled", "the graph is draining: sigterm")
+    assert outcome["decision"] and result["messages"][-1].text == outcome["decision"]
+    assert not watched.in_flight
+
+
+class Outside:
+    """Waits on a thread of its own for a search, and does something to it."""
+
+    def __init__(self, act: Callable[[SearchHandle], None], **named: str) -> None:
+        self.found: SearchHandle | None = None
+        self._act, self._named = act, named
+        self._thread = threading.Thread(target=self._wait)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        give_up = time.monotonic() + 30
+        while self.found is None and time.monotonic() < give_up:
+            for handle in running_searches(**self._named):
+                if handle.usage.calls > 2:
+                    self.found = handle
+                    self._act(handle)
+            time.sleep(0.002)
+
+    def done(self) -> SearchHandle:
+        self._thread.join()
+        assert self.found is not None
+        return self.found
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_handle_stops_a_search(asynchronous: bool) -> None:
+    watched = Watched(pace=0.01)
+    agent = graph_of(watched.engine, solvable=False).compile(checkpointer=InMemorySaver())
+    outside = Outside(lambda handle: handle.stop("seen enough"), thread="1", node="plan")
+    result = asyncio.run(agent.ainvoke(GO, THREAD)) if asynchronous else agent.invoke(GO, THREAD)
+    handle = outside.done()
+    outcome = result["tts"]["outcome"]
+    assert (outcome["stop"], outcome["cut"]) == ("cancelled", "seen enough")
+    assert (handle.search, handle.node, handle.thread, handle.done) == ("plan/1", "plan", "1", True)
+    assert handle.usage.to_json() == outcome["usage"]
+    assert not watched.in_flight and not running_searches()
+    handle.stop()  # after the end nothing happens
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_handle_deepens_a_search(asynchronous: bool, tmp_path: Path) -> None:
+    watched, trace = Watched(pace=0.01), tmp_path / "trace.jsonl"
+    small = Budget(calls=12)
+    agent = graph_of(watched.engine, solvable=False, budget=small, trace=trace).compile(checkpointer=InMemorySaver())
+    errors: list[BudgetError] = []
+
+    def deepen(handle: SearchHandle) -> None:
+        assert 0 < handle.room["calls"] < 12
+        try:
+            handle.deepen(generated_tokens=5)
+        except BudgetError as error:
+            errors.append(error)
+        handle.deepen(calls=30)
+
+    outside = Outside(deepen, thread="1")
+    result = asyncio.run(agent.ainvoke(GO, THREAD)) if asynchronous else agent.invoke(GO, THREAD)
+    outside.done()
+    assert "the search's own limits: calls" in str(errors[0])
+    assert 12 < result["tts"]["outcome"]["usage"]["calls"] <= 42
+    assert [event.more for event in last(trace).events if isinstance(event, Deepened)] == [{"calls": 30}]
+
+
+async def test_searches_side_by_side_are_told_apart() -> None:
+    watched = Watched(pace=0.02)
+    node = make_graph(watched.engine, solvable=False).nodes["plan"].runnable
+    graph: StateGraph[Any] = StateGraph(PlanState)
+
+    async def plan(state: Any, config: RunnableConfig) -> dict[str, Any]:
+        return {"messages": (await node.ainvoke(state, config))["messages"]}
+
+    graph.add_node("plan", plan)
+    graph.add_conditional_edges(START, lambda state: [Send("plan", GO), Send("plan", GO)], ["plan"])
+    agent = graph.compile(checkpointer=InMemorySaver())
+    runs = [
+        asyncio.create_task(agent.ainvoke(GO, {"configurable": {"thread_id": thread}, "run_id": run}))
+        for thread, run in (("a", "00000000-0000-0000-0000-00000000000a"), ("b", None))
+    ]
+    await until(lambda: len(running_searches()) == 4)
+    assert [len(running_searches(thread=thread)) for thread in ("a", "b", "c")] == [2, 2, 0]
+    assert len(running_searches(node="other")) == 0
+    assert len(running_searches(run="00000000-0000-0000-0000-00000000000a")) == 2
+    for handle in running_searches(thread="a"):
+        handle.stop()
+    await runs[0]
+    assert {handle.thread for handle in running_searches()} == {"b"}
+    runs[1].cancel()
+    await asyncio.gather(*runs, return_exceptions=True)
+    await until(lambda: not running_searches() and not watched.in_flight)
+
+
+async def test_the_embedded_engine_has_nothing_in_use_after_a_cancelled_run() -> None:
+    engine = load_engine("embedded://pocket")
+    assert isinstance(engine, EmbeddedEngine)
+    agent = build(engine, run_budget=Budget(computed_tokens=4000)).compile(checkpointer=InMemorySaver())
+    run = asyncio.create_task(agent.ainvoke({"messages": [HumanMessage("Make 197 from 8 5 3 1 2")]}, THREAD))
+    await until(lambda: engine.counters.computed > 100)
+    run.cancel()
+    await asyncio.gather(run, return_exceptions=True)
+    await until(lambda: not running_searches() and not engine.counters.in_use)
+    result = await agent.ainvoke(None, THREAD)
+    totals = result["tts"]["totals"]
+    charged = totals["lost"].get("computed_tokens", 0) + sum(
+        totals["usage"].get(name, 0) for name in ("prompt_computed", "decoded")
+    )
+    assert engine.counters.computed <= charged <= 4000
+    await engine.aclose()

@@ -1,0 +1,102 @@
+"""Who listens to a search: LangGraph's `custom` stream, and the handlers of LangChain's callbacks."""
+
+from collections.abc import Callable
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackManager
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config, get_async_callback_manager_for_config
+from langgraph.runtime import get_runtime
+
+from tts_agent.nodes.progress import Narrator, Tell
+from tts_agent.nodes.runs import Runs
+from tts_agent.thought import Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """Who listens to the searches of one planning step. `tell` and `manager` are None where nobody does.
+
+    With `candidates`, what thoughts say is told too, token by token where the engine tells it, and candidates that an
+    agent's own model says are not kept from the `messages` stream.
+    """
+
+    tell: Tell | None
+    manager: AsyncCallbackManager | None
+    config: RunnableConfig
+    node: str
+    task: str
+    candidates: bool
+    _narrators: dict[str, Narrator] = field(default_factory=dict)
+
+    @classmethod
+    def here(cls, config: RunnableConfig | None = None, *, name: str, candidates: bool = False) -> "Audience | None":
+        """Who listens to the node that runs here, called with `config`; None if nobody does.
+
+        `name` is what the node is called outside of a graph. Handlers that ignore chains do not count.
+        """
+        config = ensure_config(config)
+        writer, task = _writer_and_task()
+        manager = _manager(config)
+        if writer is None and manager is None:
+            return None
+        node = str(config.get("metadata", {}).get("langgraph_node", name))
+        return cls(writer, manager, config, node, task, candidates)
+
+    def narrator(self, search: str, *, decision: Unit) -> Narrator:
+        """What tells the events of one search; only if there is somebody to `tell`."""
+        assert self.tell is not None
+        if search not in self._narrators:
+            about = {"node": self.node, "search": search, "task": self.task}
+            self._narrators[search] = Narrator(self.tell, about, decision=decision, candidates=self.candidates)
+        return self._narrators[search]
+
+    def runs(self, search: str) -> Runs | None:
+        """What traces one search; None if nobody does."""
+        if self.manager is None:
+            return None
+        return Runs(self.manager, self.config, search=search)
+
+
+def _writer_and_task() -> tuple[Tell | None, str]:
+    """Where to write for the `custom` stream of the graph, and the id of its task that runs here."""
+    try:
+        runtime = get_runtime()
+    except RuntimeError:
+        return None, ""
+    if runtime is None:  # a runnable that is no node of a graph
+        return None, ""
+    task = runtime.execution_info.task_id if runtime.execution_info is not None else ""
+    writer = runtime.stream_writer
+    if is_silent(writer):
+        return None, task
+    # LangGraph looks up in the context where a write comes from, and the search runs in other threads and tasks.
+    context = copy_context()
+    return lambda data: context.run(writer, data), task
+
+
+def is_silent(writer: Callable[[Any], None]) -> bool:
+    """Whether nothing comes of what is written.
+
+    Where nobody reads `custom`, LangGraph gives a node a function that does nothing, which nothing marks as such. A
+    function that refers to no name and closes over nothing can have no effect; one that a timeout guards is seen
+    through. What is not understood counts as being read, which costs time and is never wrong.
+    """
+    if not isinstance(writer, FunctionType):
+        return False
+    names, cells = writer.__code__.co_freevars, writer.__closure__ or ()
+    for name, cell in zip(names, cells, strict=True):
+        if name == "stream_writer":
+            return is_silent(cell.cell_contents)
+    return not names and not writer.__code__.co_names
+
+
+def _manager(config: RunnableConfig) -> AsyncCallbackManager | None:
+    callbacks = config.get("callbacks")
+    if isinstance(callbacks, BaseCallbackManager) and not callbacks.handlers:
+        return None
+    manager = get_async_callback_manager_for_config(config)
+    return None if all(handler.ignore_chain for handler in manager.handlers) else manager

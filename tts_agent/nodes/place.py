@@ -1,0 +1,107 @@
+"""Where the tasks of a running graph are stored, to see whether they are durable."""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, count
+from typing import Any, Self
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+
+from tts_agent.errors import SearchError
+
+PATIENCE = 60.0
+"""Seconds that a checkpointer may take to make a chunk durable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the tasks of a running entrypoint are stored."""
+
+    saver: BaseCheckpointSaver[Any]
+    checkpoint: RunnableConfig
+
+    @staticmethod
+    def stores(config: RunnableConfig) -> bool:
+        """Whether the graph whose config this is has a checkpointer."""
+        return isinstance(config.get("configurable", {}).get("__pregel_checkpointer"), BaseCheckpointSaver)
+
+    @classmethod
+    def find(cls, config: RunnableConfig) -> Self | None:
+        """The place of the entrypoint whose config this is; None if nothing is stored before the graph ends."""
+        settings = config.get("configurable", {})
+        # NOTE: LangGraph gives a node no public way to its checkpointer. Without these keys nothing counts as
+        # durable, which is safe: no grants, and a kill begins the step again.
+        saver = settings.get("__pregel_checkpointer")
+        if not isinstance(saver, BaseCheckpointSaver) or settings.get("__pregel_durability") == "exit":
+            return None
+        space = settings["checkpoint_ns"].rpartition("|")[0]
+        address = {
+            "thread_id": settings["thread_id"],
+            "checkpoint_ns": space,
+            "checkpoint_id": settings["checkpoint_map"][space],
+        }
+        return cls(saver, {"configurable": address})
+
+    def elsewhere(self) -> list[Any]:
+        """What was stored by other attempts at the same task of the graph."""
+        found: list[Any] = []
+        for space in self._spaces():
+            config: RunnableConfig = {"configurable": {"thread_id": self._thread, "checkpoint_ns": space}}
+            saved = [] if self.saver.get_tuple(config) is None else list(self.saver.list(config))
+            if not saved and space != self._first:
+                break
+            found += [value for one in saved for _, _, value in one.pending_writes or ()]
+        return found
+
+    async def aelsewhere(self) -> list[Any]:
+        """As `elsewhere`, without blocking the loop."""
+        found: list[Any] = []
+        for space in self._spaces():
+            config: RunnableConfig = {"configurable": {"thread_id": self._thread, "checkpoint_ns": space}}
+            none = await self.saver.aget_tuple(config) is None
+            saved = [] if none else [one async for one in self.saver.alist(config)]
+            if not saved and space != self._first:
+                break
+            found += [value for one in saved for _, _, value in one.pending_writes or ()]
+        return found
+
+    @property
+    def _thread(self) -> str:
+        return str(self.checkpoint["configurable"]["thread_id"])
+
+    @property
+    def _first(self) -> str:
+        """The space of the first attempt; LangGraph numbers those of later ones: `space|1`, `space|2`."""
+        return re.sub(r"\|\d+$", "", self.checkpoint["configurable"]["checkpoint_ns"])
+
+    def _spaces(self) -> Iterator[str]:
+        """The spaces of other attempts; there are no more after the first that holds nothing."""
+        mine = self.checkpoint["configurable"]["checkpoint_ns"]
+        spaces = chain([self._first], (f"{self._first}|{number}" for number in count(1)))
+        return (space for space in spaces if space != mine)
+
+    def wait(self, confirmed: Callable[[CheckpointTuple | None], bool]) -> None:
+        """Look at the checkpoint until `confirmed`."""
+        pauses = _pauses()
+        while not confirmed(self.saver.get_tuple(self.checkpoint)):
+            time.sleep(next(pauses))
+
+    async def await_(self, confirmed: Callable[[CheckpointTuple | None], bool]) -> None:
+        """Look at the checkpoint until `confirmed`, without blocking the loop."""
+        pauses = _pauses()
+        while not confirmed(await self.saver.aget_tuple(self.checkpoint)):
+            await asyncio.sleep(next(pauses))
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds to wait between two looks at the checkpoint. Raises `SearchError` when patience ends."""
+    waited, pause = 0.0, 0.001
+    while waited < PATIENCE:
+        yield pause
+        waited += pause
+        pause = min(pause * 2, 0.1)
+    raise SearchError(f"the checkpointer did not store the search's log in {PATIENCE:.0f} s; see whether it works")
