@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "prefix", "usage", "thought", "budget", "events", "tree", "outcome", "task", "dialect"},
     {"engines", "verifiers", "dialects"},
     {"search", "trace", "pocket"},
-    {"nodes", "middleware"},
+    {"nodes", "middleware", "chat_models"},
     {"demo", "doctor", "cli"},
 ]
 """A module imports its own layer and those before it. `task` is a noun that knows how samples are drawn."""
