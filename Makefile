@@ -45,10 +45,15 @@ check: $(VENV)/.dev ## lint and types
 verify: $(VENV)/.dev ## the full counts of the slow tests
 	$(BIN)/python -m pytest -m 'verify or not verify' --timeout 1800
 
-bench: $(VENV)/.bench ## measure sharing, the controller's overhead and the engines, beside others (half an hour)
+bench: $(VENV)/.bench ## measure sharing, the controller, the engines, nodes and middleware, beside others (40 minutes)
 	$(BIN)/python -m benchmarks.sharing --json
 	$(BIN)/python -m benchmarks.overhead --json
 	$(BIN)/python -m benchmarks.engine --json
+	$(BIN)/python -m benchmarks.nodes --json
+	$(BIN)/python -m benchmarks.checkpoints --json
+	$(BIN)/python -m benchmarks.middleware --json
+	$(BIN)/python -m benchmarks.tracing --json
+	$(BIN)/python -m benchmarks.quality --quick --json
 
 train: $(VENV)/.dev ## train the pocket planner again, into build/pocket
 	$(BIN)/python -m training.train --out build/pocket
