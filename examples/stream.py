@@ -107,6 +107,7 @@ async def main() -> None:
             live.update(growing.tree())
             if told.kind == "chosen":
                 live.console.print(growing.tree())
+                live.update("")
     print(answer)
     await engine.aclose()
 

@@ -12,6 +12,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import (
     AIMessage,
+    AIMessageChunk,
     AnyMessage,
     BaseMessage,
     ChatMessage,
@@ -21,7 +22,7 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
@@ -494,3 +495,31 @@ async def test_an_error_of_any_kind_is_heard() -> None:
     engine = make(says("Hello.", usage=usage(10_000, 5)))
     with pytest.raises(UserWarning, match="soft"):  # warnings are errors here, as some applications have it
         await completions(engine, engine.prompt([HumanMessage("Go.")]))
+
+
+class StreamingModel(FakeModel):
+    """Says its answer word by word."""
+
+    async def _astream(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+        result = await self._agenerate(messages, stop, run_manager, **kwargs)
+        message = result.generations[0].message
+        words = message.text.split(" ")
+        for place, word in enumerate(words):
+            last = place == len(words) - 1
+            spent = message.usage_metadata if last else None  # type: ignore[attr-defined]
+            yield ChatGenerationChunk(message=AIMessageChunk(word if last else word + " ", usage_metadata=spent))
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_who_listens_hears_the_text_grow_and_gets_the_same(streams: bool) -> None:
+    kind = StreamingModel if streams else FakeModel
+    told: list[str] = []
+    text = "Hello große Welt."
+    for listening in (False, True):
+        engine = ChatEngine(kind(reply=says(text), calls=[]))
+        tell = (lambda index, ids: told.append(engine.decode(ids))) if listening else None  # noqa: B023
+        prefix = engine.prompt([HumanMessage("Hi")])
+        (completion,) = [done async for done in engine.sample(prefix, SAMPLING, seeds=[1], tell=tell)]
+        assert engine.message(completion.ids[:-1]).text == text
+        assert completion.usage == Usage(prompt_computed=1, generated=5, decoded=4, calls=1)
+    assert told == (["Hello ", "Hello große ", text] if streams else [])

@@ -505,3 +505,12 @@ def test_a_log_that_is_none_is_refused() -> None:
     for broken in ("no json", "{}", '[{"kind": "nonsense"}]'):
         with pytest.raises(LogError):
             node.invoke({**GO, "search": [broken]})
+
+
+def test_a_review_belongs_to_the_fused_node() -> None:
+    engine = world.make_engine()
+    with pytest.raises(ConfigError, match="review"):
+        create_planner(engine, dialect=world.GrammarDialect(engine), staged=True, review=2)
+    agent = create_planner(engine, dialect=world.GrammarDialect(engine), strategy="greedy", review=1)
+    result = agent.compile(InMemorySaver()).invoke(GO, THREAD)
+    assert result["__interrupt__"][0].value["type"] == "tts.review"

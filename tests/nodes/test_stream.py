@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,16 +17,28 @@ from langchain_core.messages import AIMessage
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import RetryPolicy, TimeoutPolicy
+from langgraph.types import Command, RetryPolicy, Send, TimeoutPolicy
 
+from tests.engines.test_chat import StreamingModel, says
+from tests.nodes.chatting import ChatDialect
 from tests.nodes.screen import Screen
 from tests.nodes.test_plan import GO, OUTAGE, THREAD, tree
 from tests.nodes.test_stages import make_stages
 from tests.nodes.world import STRATEGIES, make_engine, make_graph
 from tts_agent import BestOfN, Budget, Greedy, Prefix, Sampling, Verdict
 from tts_agent.engines.base import Capabilities, Tell
+from tts_agent.engines.chat import ChatEngine
 from tts_agent.errors import EngineUnavailable, LogError
-from tts_agent.nodes import PlanState, judge, unjudged
+from tts_agent.nodes import (
+    OutsideVerifier,
+    PlanState,
+    drop,
+    growable,
+    judge,
+    make_plan_node,
+    running_searches,
+    unjudged,
+)
 from tts_agent.nodes.observed import ObservedSearch
 from tts_agent.nodes.progress import Progress
 from tts_agent.nodes.transformer import TTSTransformer
@@ -188,6 +200,36 @@ def test_tokens_of_candidates_come_when_asked_and_add_up_to_thoughts(asked: bool
     assert all(said[branch] == text for branch, text in thoughts.items() if asked)
 
 
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_chat_model_is_heard_while_it_speaks(sync: bool) -> None:
+    model = StreamingModel(reply=says("I would add.", "I would take away."), calls=[])
+    engine = ChatEngine(model)
+    node = make_plan_node(engine, dialect=ChatDialect(engine), strategy=BestOfN(n=2, width=2), stream_candidates=True)
+    graph = StateGraph(PlanState)
+    graph.add_node("plan", node)
+    graph.add_edge(START, "plan")
+    told = collect(graph.compile(), sync)
+    pieces = [data["text"] for data in told if data["type"] == "tts.tokens"]
+    assert sorted(pieces) == sorted(["I ", "would ", "add.", "I ", "would ", "take ", "away."])
+    assert {row["text"] for row in Screen(told).rows()} == {"I would add.", "I would take away."}
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_searches_side_by_side_are_told_apart_by_their_task(sync: bool, tmp_path: Path) -> None:
+    class SideBySide(PlanState):
+        tts: Annotated[Any, lambda _, new: new]  # type: ignore[misc]
+
+    node: Any = make_graph(make_engine(), stream_candidates=True, solvable=False).nodes["plan"].runnable
+    graph = StateGraph(SideBySide)
+    graph.add_node("plan", node)
+    graph.add_conditional_edges(START, lambda state: [Send("plan", state) for _ in range(3)], ["plan"])
+    told = collect(graph.compile(), sync)
+    tasks = {data["task"] for data in told}
+    assert len(tasks) == 3 and {data["search"] for data in told} == {"plan/1"}
+    trees = [Screen(data for data in told if data["task"] == task).rows() for task in sorted(tasks)]
+    assert trees[0] and trees[0] == trees[1] == trees[2]
+
+
 @pytest.mark.parametrize("subgraphs", [True, False])
 @pytest.mark.parametrize("sync", [True, False])
 def test_the_journal_is_on_no_stream(sync: bool, subgraphs: bool) -> None:
@@ -268,6 +310,57 @@ class TestResume:
         assert screen.rows() == tree(tmp_path / "trace")
 
 
+class TestOutside:
+    """What others do to a search is told as well."""
+
+    def test_a_handle_that_deepens_and_stops(self, tmp_path: Path) -> None:
+        graph = make_graph(
+            make_engine(pace=0.002),
+            strategy=STRATEGIES["best_first"],
+            solvable=False,
+            trace=tmp_path / "trace",
+            stream_candidates=True,
+        ).compile()
+        told: list[dict[str, Any]] = []
+        for data in graph.stream(GO, THREAD, stream_mode="custom"):
+            told.append(data)
+            if len(told) == 20:
+                (handle,) = running_searches(thread="1")
+                handle.deepen(calls=7)
+                handle.stop("enough")
+        (deepened,) = (data for data in told if data.get("change") == "deepened")
+        assert deepened["more"] == {"calls": 7}
+        assert (told[-1]["type"], told[-1]["stop"], told[-1]["reason"]) == ("tts.chosen", "cancelled", "enough")
+        assert Screen(told).rows() == tree(tmp_path / "trace")
+
+    @pytest.mark.parametrize("sync", [True, False])
+    def test_a_reviewer_who_deepens_and_then_chooses(self, sync: bool, tmp_path: Path) -> None:
+        agent = make_graph(
+            make_engine(),
+            strategy=STRATEGIES["best_first"],
+            budget=Budget(computed_tokens=600),
+            solvable=False,
+            review=3,
+            trace=tmp_path / "trace",
+            stream_candidates=True,
+        ).compile(checkpointer=InMemorySaver())
+        told = [collect(agent, sync)]
+        told.append(collect(agent, sync, start=Command(resume={"more": {"computed_tokens": 400}})))
+        (question,) = agent.get_state(THREAD).interrupts
+        choice = question.value["candidates"][-1]["choice"]
+        told.append(collect(agent, sync, start=Command(resume={"choose": choice})))
+        assert not agent.get_state(THREAD).next
+        for later in told[1:]:
+            again = [data for data in later if "replayed" in data]
+            assert later[: len(again)] == again
+            assert [data["type"] for data in again].count("tts.opened") == 1
+        assert [data["change"] for data in told[1] if data["type"] == "tts.budget"][1] == "deepened"
+        assert [data["type"] for data in told[2] if "replayed" not in data] == ["tts.chosen"]
+        screen = Screen(data for run in told for data in run)
+        assert len(screen.fresh) == len(set(screen.fresh))
+        assert screen.rows() == tree(tmp_path / "trace")
+
+
 class TestStages:
     @pytest.mark.parametrize("sync", [True, False])
     def test_every_stage_tells_what_it_does(self, sync: bool) -> None:
@@ -279,16 +372,30 @@ class TestStages:
         assert "tts.verdict" in kinds["verify"]
         assert "tts.chosen" in kinds["select"]
 
-    def test_verdicts_of_another_node_are_told_too(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("sync", [True, False])
+    def test_what_other_nodes_add_is_told_too_and_once(self, sync: bool, tmp_path: Path) -> None:
         engine = make_engine()
 
         def look(state: Any) -> Any:
             branches = unjudged(state, engine.decode)
-            return judge(branches, [Verdict(0.5, "so", "graph") for _ in branches])
+            return judge(branches, [Verdict(1 / (1 + len(branch.text)), "so", "graph") for branch in branches])
 
-        graph = make_stages(engine, verify=look, trace=tmp_path / "trace", solvable=False, stream_candidates=True)
-        told = collect(graph.compile(), False)
-        assert Screen(told).rows() == tree(tmp_path / "trace")
+        def cull(state: Any) -> Any:
+            return drop([branch for branch in growable(state, engine.decode) if "a" in branch.thought.text], "has an a")
+
+        options: dict[str, Any] = {"trace": tmp_path / "trace", "solvable": False, "stream_candidates": True}
+        graph = make_stages(engine, verify=look, verifier=OutsideVerifier(name="graph"), **options)
+        graph.add_node("cull", cull)
+        graph.edges.remove(("verify", "select"))
+        graph.add_edge("verify", "cull")
+        graph.add_edge("cull", "select")
+        told = collect(graph.compile(), sync)
+        screen = Screen(told)
+        assert screen.rows() == tree(tmp_path / "trace")
+        assert {row.get("pruned") for row in screen.rows()} >= {"has an a", "beam"}
+        assert len(screen.fresh) == len(set(screen.fresh)) and [data["at"] for data in told] == sorted(
+            data["at"] for data in told
+        )
         assert {data["verifier"] for data in told if data["type"] == "tts.verdict"} == {"graph"}
 
 

@@ -22,14 +22,14 @@ from langgraph.errors import NodeTimeoutError
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import TimeoutPolicy
 
+from tests.nodes.chatting import ChatDialect
 from tests.nodes.collector import collector
 from tests.nodes.test_plan import GO
 from tests.nodes.test_stages import make_stages
 from tests.nodes.test_stream import SEARCHES
 from tests.nodes.world import make_engine, make_graph
 from tests.scripts import make_verifier
-from tts_agent import BestOfN, Budget, Prefix, Reading, Sampling, Task, Thought, Verdict
-from tts_agent.dialect import Decided, Request
+from tts_agent import BestOfN, Budget, Verdict
 from tts_agent.engines import Fault
 from tts_agent.engines.chat import ChatEngine
 from tts_agent.errors import EngineUnavailable
@@ -283,21 +283,6 @@ class Speaker(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=AIMessage(str(self.said), usage_metadata=usage))])
 
 
-class ChatDialect:
-    """Asks a chat model for one message."""
-
-    def __init__(self, engine: ChatEngine) -> None:
-        self._engine = engine
-
-    def request(self, messages: Any, last: Decided | None) -> Request:
-        sampling = Sampling(max_tokens=50)
-        root: Prefix = self._engine.prompt(messages)
-        return Request(Task(root=root, thought=sampling, answer=sampling, max_depth=1, read=lambda _, text: Reading()))
-
-    def decide(self, thought: Thought) -> AIMessage:
-        return self._engine.message(thought.ids)
-
-
 @pytest.mark.parametrize("sync", [True, False])
 def test_calls_of_models_stand_in_the_runs_that_made_them(sync: bool) -> None:
     model, judging = Speaker(), Speaker(name="judging")
@@ -305,7 +290,7 @@ def test_calls_of_models_stand_in_the_runs_that_made_them(sync: bool) -> None:
 
     node = make_plan_node(
         engine,
-        dialect=ChatDialect(engine),  # type: ignore[arg-type]
+        dialect=ChatDialect(engine),
         strategy=BestOfN(n=3, width=3),
         verifier=Asking(judging),
     )

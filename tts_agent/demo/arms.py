@@ -29,13 +29,12 @@ class Setting:
 
 
 SETTINGS: dict[Arm, Setting] = {
-    # Chosen on the first 200 dev puzzles of Countdown with 5 numbers, by the fewest computed tokens a puzzle, unsolved
-    # ones counted at 2,500; what is shown chose nothing. Tried: temperatures 0.5, 0.7, 0.85, 1.0 and 1.2 for
-    # best-of-N; k=2 with discount 0.8 and k=1 with 0.9, each at 0.7, 0.85, 1.0 and 1.2, for tree search.
+    # Those of the long tasks in benchmarks/quality/arms.py, chosen on 100 dev puzzles of Countdown with 5 numbers;
+    # what is shown chose nothing.
     "greedy": Setting(Greedy(), 0.0),
     "best-of-N answers": Setting(BestOfN(n=None, width=1, unit="answer"), 0.7),
     "best-of-N steps": Setting(BestOfN(n=None, width=1, unit="thought"), 0.7),
-    "tree search": Setting(BestFirst(k=1, discount=0.9), 1.2),
+    "tree search": Setting(BestFirst(k=1, discount=0.9, greedy_first=True, reheat=1.0), 0.7),
 }
 
 

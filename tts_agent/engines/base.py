@@ -240,6 +240,7 @@ class Teller(Engine, Protocol):
     ) -> Stream:
         """See `Engine.sample`. `tell` is called in the request's event loop whenever a sample goes on.
 
+        An engine without ids of tokens tells ids that stand for the text so far.
         The last ids of a sample may come with its completion alone, and what was told after a stop text had ended is
         taken back by it: the completion has the last word. `tell` must neither block nor raise.
         """

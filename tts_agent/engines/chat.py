@@ -8,12 +8,18 @@ from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import AIMessage, AnyMessage
-from langchain_core.runnables import Runnable
+from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
+    BaseMessage,
+    BaseMessageChunk,
+    message_chunk_to_message,
+)
+from langchain_core.runnables import Runnable, RunnableConfig
 
-from tts_agent.engines.base import Capabilities, Completion, FinishReason, Label, LabelScores, Sampling
+from tts_agent.engines.base import Capabilities, Completion, FinishReason, Label, LabelScores, Sampling, Tell
 from tts_agent.engines.records import END, decode_messages, decode_text, encode_message, encode_text
-from tts_agent.errors import ConfigError, EngineUnavailable
+from tts_agent.errors import ConfigError, EngineUnavailable, TTSError
 from tts_agent.prefix import Prefix
 from tts_agent.usage import ZERO, Usage
 
@@ -70,6 +76,7 @@ class ChatEngine:
             aborts=False,
             constrains=not {"json_schema", "regex", "ebnf"}.isdisjoint(self._arguments),
             grammars="ebnf" in self._arguments,
+            tells=True,
             end_ids=(END,),
             info={"budget": "soft"},
         )
@@ -92,8 +99,13 @@ class ChatEngine:
             raise ConfigError(f"{len(ids)} ids are no message of {self.name!r}; pass those of one completion")
         return found[0]
 
-    def sample(self, prefix: Prefix, sampling: Sampling, *, seeds: Sequence[int], at: float = 0.0) -> "ChatStream":
-        """See `Engine.sample`; must be called in a running event loop. Raises `ConfigError` in mid-message."""
+    def sample(
+        self, prefix: Prefix, sampling: Sampling, *, seeds: Sequence[int], at: float = 0.0, tell: Tell | None = None
+    ) -> "ChatStream":
+        """See `Teller.sample`; must be called in a running event loop. Raises `ConfigError` in mid-message.
+
+        What is told are the ids of the text alone, not of a message; a model that does not stream tells nothing.
+        """
         if not seeds:
             raise ConfigError("sample() needs at least one seed: one per sample")
         messages = decode_messages(prefix.ids)
@@ -104,7 +116,8 @@ class ChatEngine:
             )
         if any(token != END for token in sampling.stop_ids):
             raise ConfigError(f"engine {self.name!r} knows no stop tokens {sampling.stop_ids!r}; leave stop_ids empty")
-        stream = ChatStream(self, messages, [self._call(sampling, seed) for seed in seeds], sampling, len(prefix))
+        calls = [self._call(sampling, seed) for seed in seeds]
+        stream = ChatStream(self, messages, calls, sampling, len(prefix), tell)
         self._streams.add(stream)
         return stream
 
@@ -125,12 +138,19 @@ class ChatEngine:
         return call
 
     async def complete(
-        self, index: int, messages: Sequence[AnyMessage], call: Mapping[str, Any], sampling: Sampling, bound: int
+        self,
+        index: int,
+        messages: Sequence[AnyMessage],
+        call: Mapping[str, Any],
+        sampling: Sampling,
+        bound: int,
+        tell: Tell | None = None,
     ) -> Completion:
         """One call of the model; `bound` is what was reserved for the prompt. Used by the engine's streams."""
         try:
-            # NOTE: what branches say is not the graph's answer, so it is kept from LangGraph's message stream.
-            answer = await self._model.ainvoke(list(messages), {"tags": ["nostream"]}, **call)
+            answer = await self._ask(index, messages, call, tell)
+        except TTSError:  # a model of ours, which has said what is wrong
+            raise
         except (TypeError, NotImplementedError) as error:
             raise ConfigError(
                 f"the model of {self.name!r} does not take {dict(call)!r}: {error}; name what it takes in arguments="
@@ -145,6 +165,25 @@ class ChatEngine:
         ids = (*encode_message(answer), END)
         usage = self._usage(answer, bound, len(ids), sampling.max_tokens)
         return Completion(index, ids, _finish(answer), usage)
+
+    async def _ask(
+        self, index: int, messages: Sequence[AnyMessage], call: Mapping[str, Any], tell: Tell | None
+    ) -> BaseMessage:
+        """What the model answers, told piece by piece if somebody listens."""
+        # NOTE: what branches say is not the graph's answer, so it is kept from LangGraph's message stream.
+        config: RunnableConfig = {"tags": ["nostream"]}
+        if tell is None:
+            return await self._model.ainvoke(list(messages), config, **call)
+        said: BaseMessageChunk | None = None
+        async for piece in self._model.astream(list(messages), config, **call):
+            if not isinstance(piece, BaseMessageChunk):  # what stands behind a model may hand on only the whole
+                return piece
+            said = piece if said is None else said + piece
+            if piece.text:
+                tell(index, encode_text(said.text))
+        if said is None:
+            raise EngineUnavailable(f"the model of engine {self.name!r} answered with nothing at all")
+        return message_chunk_to_message(said)
 
     def _usage(self, answer: AIMessage, bound: int, size: int, max_tokens: int) -> Usage:
         reported: Mapping[str, Any] = answer.usage_metadata or {}
@@ -196,8 +235,9 @@ class ChatStream:
         calls: Sequence[Mapping[str, Any]],
         sampling: Sampling,
         bound: int,
+        tell: Tell | None,
     ) -> None:
-        self._engine = engine
+        self._engine, self._tell = engine, tell
         self._begun: set[int] = set()  # calls that the provider knows of
         self._news: asyncio.Queue[Completion | Exception | None] = asyncio.Queue()
         self._left = len(calls)
@@ -212,7 +252,8 @@ class ChatStream:
         try:
             async with self._engine.gate():
                 self._begun.add(index)
-                self._news.put_nowait(await self._engine.complete(index, messages, call, sampling, bound))
+                done = await self._engine.complete(index, messages, call, sampling, bound, self._tell)
+                self._news.put_nowait(done)
         except Exception as error:  # whatever it is, who waits for this sample must hear of it
             self._news.put_nowait(error)
 

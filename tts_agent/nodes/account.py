@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from tts_agent.budget import SECONDS, Amounts, Budget, Ledger
 from tts_agent.nodes.spent import VERSION, Counter, Entry
-from tts_agent.usage import Prices
+from tts_agent.usage import Prices, Usage
 
 _lock = RLock()
 """Held while any account of a run changes, so that several can be asked and charged as one."""
@@ -31,6 +31,12 @@ class RunLedger(Ledger):
         with self._lock:
             self.seconds += seconds
             self._spent[SECONDS] += seconds
+
+    def spend(self, usage: Usage) -> None:
+        """Charge what nothing was reserved for: it was spent in another process, which could not say so."""
+        with self._lock:
+            self._charged = list(Amounts(*self._charged).plus(Amounts.of(self.priced(usage))))
+            self._spent = [a + b for a, b in zip(self._spent, self.priced(usage), strict=True)]
 
     def withdraw(self, scope: Ledger) -> None:
         """Take back what `scope`, which was closed, has charged here: its work is told again from its own log."""
@@ -68,6 +74,7 @@ class Account:
         self._counter = uuid4().hex
         self._elsewhere = Counter()
         self._active, self._since = 0, 0.0
+        self._calls: set[str] = set()
         self._steps: dict[str, Ledger] = {}  # of planning steps that are not done, by the task that works on them
 
     @property
@@ -121,6 +128,16 @@ class Account:
         """The step of `task` is done: what it spent is the run's for good."""
         with self.ledger.held():
             self._steps.pop(task, None)
+
+    # --- what was stored outside of the state
+
+    def learn_call(self, call: str, usage: Usage | None) -> None:
+        """Know of a call that was stored under this id: one made here if `usage` is None, else it is charged, once."""
+        with self.ledger.held():
+            if call not in self._calls:
+                self._calls.add(call)
+                if usage is not None:
+                    self.ledger.spend(usage)
 
     # --- what the state knows
 

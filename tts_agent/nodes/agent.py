@@ -15,6 +15,7 @@ from tts_agent.nodes.act import make_act_node
 from tts_agent.nodes.overrides import TTSContext
 from tts_agent.nodes.plan import PlanNode, make_plan_node
 from tts_agent.nodes.planner import Settings
+from tts_agent.nodes.review import Wanted
 from tts_agent.nodes.stages import StageNode, make_expand_node, make_select_node, make_verify_node
 from tts_agent.nodes.state import PlanState, StagedState, newest_tool_calls
 
@@ -42,6 +43,7 @@ def create_planner(
     dialect: Dialect,
     staged: bool = False,
     trace: str | Path | None = None,
+    review: Wanted | None = None,
     grant: float | None = None,
     flush_events: int | None = None,
     flush_seconds: float | None = None,
@@ -52,8 +54,8 @@ def create_planner(
     Compiled, it is a node for a graph of yours over `PlanState`, with `route` behind it:
     `graph.add_node("plan", create_planner(...).compile())`. The arguments are those of `create_planning_agent`.
     """
-    journal = {"grant": grant, "flush_events": flush_events, "flush_seconds": flush_seconds}
-    return _wired(_planning(engine, dialect, staged, trace, journal, settings), None)
+    fused = {"review": review, "grant": grant, "flush_events": flush_events, "flush_seconds": flush_seconds}
+    return _wired(_planning(engine, dialect, staged, trace, fused, settings), None)
 
 
 def create_planning_agent(
@@ -63,6 +65,7 @@ def create_planning_agent(
     tools: Sequence[BaseTool | Callable[..., Any]],
     staged: bool = False,
     trace: str | Path | None = None,
+    review: Wanted | None = None,
     grant: float | None = None,
     flush_events: int | None = None,
     flush_seconds: float | None = None,
@@ -71,13 +74,13 @@ def create_planning_agent(
     """A graph that plans, acts, and plans again, until the planner answers without tools or has no decision.
 
     The planning step is one node, named by `settings["name"]` ("plan"), or, if `staged`, the nodes `expand`, `verify`
-    and `select`. The other arguments are those of `make_plan_node`; the stages know no grants and no flushes, because
-    each is durable when it ends. Budgets can be changed for a run:
+    and `select`. The other arguments are those of `make_plan_node`; the stages know no review, no grants, no flushes:
+    each is durable when it ends, and a graph can be interrupted between them. Budgets can be changed for a run:
     `agent.invoke(state, context={"tts": {"plan": {"calls": 20}}})`. The graph is not compiled:
     `.compile(checkpointer=...)` is the caller's.
     """
-    journal = {"grant": grant, "flush_events": flush_events, "flush_seconds": flush_seconds}
-    return _wired(_planning(engine, dialect, staged, trace, journal, settings), make_act_node(tools))
+    fused = {"review": review, "grant": grant, "flush_events": flush_events, "flush_seconds": flush_seconds}
+    return _wired(_planning(engine, dialect, staged, trace, fused, settings), make_act_node(tools))
 
 
 def _planning(
@@ -85,11 +88,11 @@ def _planning(
     dialect: Dialect,
     staged: bool,
     trace: str | Path | None,
-    journal: Mapping[str, Any],
+    fused: Mapping[str, Any],
     settings: Settings,
 ) -> list[Node]:
     """The nodes of a planning step in their order: one, or three."""
-    given: dict[str, Any] = {name: value for name, value in journal.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in fused.items() if value is not None}
     if not staged:
         return [make_plan_node(engine, dialect=dialect, trace=trace, **given, **settings)]
     if given:

@@ -21,7 +21,8 @@ class Audience:
     """Who listens to the searches of one planning step. `tell` and `manager` are None where nobody does.
 
     With `candidates`, what thoughts say is told too, token by token where the engine tells it, and candidates that an
-    agent's own model says are not kept from the `messages` stream.
+    agent's own model says are not kept from the `messages` stream. Of a log that is resumed they were `told` so many
+    events; None if nobody knows, and they are told again, as such.
     """
 
     tell: Tell | None
@@ -30,6 +31,7 @@ class Audience:
     node: str
     task: str
     candidates: bool
+    told: int | None = None
     _narrators: dict[str, Narrator] = field(default_factory=dict)
 
     @classmethod

@@ -17,7 +17,7 @@ from langchain_core.messages import AIMessage
 from langgraph.checkpoint.base import CheckpointTuple
 
 from tts_agent.budget import NOTHING
-from tts_agent.errors import ConfigError, EngineUnavailable
+from tts_agent.errors import ConfigError, EngineUnavailable, LogError
 from tts_agent.events import (
     COMMIT,
     Chosen,
@@ -163,6 +163,13 @@ class Conversation:
     def outcome(self) -> Outcome:
         """The result, once `asks` has ended."""
         return self._whole().outcome()
+
+    def told(self) -> Outcome:
+        """The result of a search that had ended, from what was recalled."""
+        self._catch_up()
+        if not self._ended:
+            raise LogError("the journal of a search that had ended is gone from the checkpointer; begin a new run")
+        return self.outcome()
 
     def _whole(self) -> Search:
         """The search, which may not be driven any more."""

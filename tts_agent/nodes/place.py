@@ -46,43 +46,11 @@ class Place:
         }
         return cls(saver, {"configurable": address})
 
-    def elsewhere(self) -> list[Any]:
-        """What was stored by other attempts at the same task of the graph."""
-        found: list[Any] = []
-        for space in self._spaces():
-            config: RunnableConfig = {"configurable": {"thread_id": self._thread, "checkpoint_ns": space}}
-            saved = [] if self.saver.get_tuple(config) is None else list(self.saver.list(config))
-            if not saved and space != self._first:
-                break
-            found += [value for one in saved for _, _, value in one.pending_writes or ()]
-        return found
-
-    async def aelsewhere(self) -> list[Any]:
-        """As `elsewhere`, without blocking the loop."""
-        found: list[Any] = []
-        for space in self._spaces():
-            config: RunnableConfig = {"configurable": {"thread_id": self._thread, "checkpoint_ns": space}}
-            none = await self.saver.aget_tuple(config) is None
-            saved = [] if none else [one async for one in self.saver.alist(config)]
-            if not saved and space != self._first:
-                break
-            found += [value for one in saved for _, _, value in one.pending_writes or ()]
-        return found
-
     @property
-    def _thread(self) -> str:
-        return str(self.checkpoint["configurable"]["thread_id"])
-
-    @property
-    def _first(self) -> str:
-        """The space of the first attempt; LangGraph numbers those of later ones: `space|1`, `space|2`."""
-        return re.sub(r"\|\d+$", "", self.checkpoint["configurable"]["checkpoint_ns"])
-
-    def _spaces(self) -> Iterator[str]:
-        """The spaces of other attempts; there are no more after the first that holds nothing."""
-        mine = self.checkpoint["configurable"]["checkpoint_ns"]
-        spaces = chain([self._first], (f"{self._first}|{number}" for number in count(1)))
-        return (space for space in spaces if space != mine)
+    def others(self) -> "Attempts":
+        """The other attempts at the task that runs here."""
+        address = self.checkpoint["configurable"]
+        return Attempts(self.saver, address["thread_id"], address["checkpoint_ns"])
 
     def wait(self, confirmed: Callable[[CheckpointTuple | None], bool]) -> None:
         """Look at the checkpoint until `confirmed`."""
@@ -95,6 +63,61 @@ class Place:
         pauses = _pauses()
         while not confirmed(await self.saver.aget_tuple(self.checkpoint)):
             await asyncio.sleep(next(pauses))
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """The attempts at one task of a graph, and what their entrypoints stored, each in a space of its own.
+
+    LangGraph gives a retry nothing of what the attempts before it stored, and what a retry stored to nobody.
+    """
+
+    saver: BaseCheckpointSaver[Any]
+    thread: str
+    space: str
+    own: bool = False  # whether what lies in `space` counts too
+
+    @classmethod
+    def of(cls, config: RunnableConfig) -> Self:
+        """All attempts at the node whose config this is."""
+        settings = config["configurable"]
+        return cls(settings["__pregel_checkpointer"], settings["thread_id"], settings["checkpoint_ns"], own=True)
+
+    def stored(self) -> list[Any]:
+        """The results of their tasks, in no order."""
+        found: list[Any] = []
+        for space in self._spaces():
+            config = self._address(space)
+            saved = [] if self.saver.get_tuple(config) is None else list(self.saver.list(config))
+            if not saved and space != self._first:
+                break
+            found += [value for one in saved for _, _, value in one.pending_writes or ()]
+        return found
+
+    async def astored(self) -> list[Any]:
+        """As `stored`, without blocking the loop."""
+        found: list[Any] = []
+        for space in self._spaces():
+            config = self._address(space)
+            none = await self.saver.aget_tuple(config) is None
+            saved = [] if none else [one async for one in self.saver.alist(config)]
+            if not saved and space != self._first:
+                break
+            found += [value for one in saved for _, _, value in one.pending_writes or ()]
+        return found
+
+    def _address(self, space: str) -> RunnableConfig:
+        return {"configurable": {"thread_id": self.thread, "checkpoint_ns": space}}
+
+    @property
+    def _first(self) -> str:
+        """The space of the first attempt; LangGraph numbers those of later ones: `space|1`, `space|2`."""
+        return re.sub(r"\|\d+$", "", self.space)
+
+    def _spaces(self) -> Iterator[str]:
+        """Where they stored; there are no more after the first that holds nothing."""
+        spaces = chain([self._first], (f"{self._first}|{number}" for number in count(1)))
+        return (space for space in spaces if self.own or space != self.space)
 
 
 def _pauses() -> Iterator[float]:

@@ -1,8 +1,10 @@
 """The planning step as one node of a graph."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from langgraph.config import get_config
@@ -18,7 +20,7 @@ from tts_agent.nodes.attempt import Attempt, Memo, current_attempt
 from tts_agent.nodes.journal import Ask, Chunk, Conversation
 from tts_agent.nodes.loop import run_sync
 from tts_agent.nodes.overrides import know
-from tts_agent.nodes.place import Place
+from tts_agent.nodes.place import Attempts, Place
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.review import Review, Wanted, check, shown
 from tts_agent.nodes.state import PlanState, Update
@@ -55,8 +57,10 @@ class PlanNode(Runnable[PlanState, Update]):
         if not isinstance(step, Step):
             return step
 
+        found: list[Update] = []
+
         @entrypoint()
-        def search(_: dict[str, Any]) -> entrypoint.final[Update, None]:
+        def search(_: dict[str, Any]) -> entrypoint.final[AIMessage | None, None]:
             place = self._place()
             talk = self._conversation(step, attempt, durable=place is not None)
 
@@ -69,12 +73,12 @@ class PlanNode(Runnable[PlanState, Update]):
                     if ask is Ask.CHUNK:
                         talk.take(journal().result())
                     elif ask is Ask.RECALL:
-                        talk.recall(() if place is None else place.elsewhere())
+                        talk.recall(() if place is None else place.others.stored())
                     elif ask is Ask.REVIEW:
                         talk.answer(interrupt(talk.question()))
                     elif place is not None:
                         place.wait(talk.confirmed)
-                update = self.planner.finish(step, talk.outcome(), edit=talk.edit)
+                found.append(self.planner.finish(step, talk.outcome(), edit=talk.edit))
             except GraphBubbleUp:  # a reviewer is asked: the search is done, and its log is with the checkpointer
                 talk.leave()
                 raise
@@ -83,10 +87,10 @@ class PlanNode(Runnable[PlanState, Update]):
                 self._memo.keep(attempt, talk.leave())
                 raise
             talk.leave()
-            return entrypoint.final(value=update, save=None)
+            return entrypoint.final(value=talk.edit, save=None)
 
-        update: Update = search.invoke({}, _hidden(config))
-        return update
+        edit = search.invoke({}, hidden(config))
+        return found[0] if found else self._told(step, attempt, Attempts.of(ensure_config(config)).stored(), edit)
 
     async def ainvoke(self, input: PlanState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
         attempt = current_attempt()
@@ -94,8 +98,10 @@ class PlanNode(Runnable[PlanState, Update]):
         if not isinstance(step, Step):
             return step
 
+        found: list[Update] = []
+
         @entrypoint()
-        async def search(_: dict[str, Any]) -> entrypoint.final[Update, None]:
+        async def search(_: dict[str, Any]) -> entrypoint.final[AIMessage | None, None]:
             place = self._place()
             talk = self._conversation(step, attempt, durable=place is not None)
 
@@ -108,12 +114,12 @@ class PlanNode(Runnable[PlanState, Update]):
                     if ask is Ask.CHUNK:
                         talk.take(await journal())
                     elif ask is Ask.RECALL:
-                        talk.recall(() if place is None else await place.aelsewhere())
+                        talk.recall(() if place is None else await place.others.astored())
                     elif ask is Ask.REVIEW:
                         talk.answer(interrupt(talk.question()))
                     elif place is not None:
                         await place.await_(talk.confirmed)
-                update = self.planner.finish(step, talk.outcome(), edit=talk.edit)
+                found.append(self.planner.finish(step, talk.outcome(), edit=talk.edit))
             except GraphBubbleUp:
                 talk.leave()
                 raise
@@ -122,11 +128,22 @@ class PlanNode(Runnable[PlanState, Update]):
                 self._memo.keep(attempt, talk.leave())
                 raise
             talk.leave()
-            return entrypoint.final(value=update, save=None)
+            return entrypoint.final(value=talk.edit, save=None)
 
         async with self._memo.turn(attempt):
-            update: Update = await search.ainvoke({}, _hidden(config))
-        return update
+            edit = await search.ainvoke({}, hidden(config))
+        if found:
+            return found[0]
+        return self._told(step, attempt, await Attempts.of(ensure_config(config)).astored(), edit)
+
+    def _told(self, step: Step, attempt: Attempt | None, chunks: Sequence[Any], edit: Any) -> Update:
+        """The update that a search made in a process that died before the graph had it.
+
+        The entrypoint returns little, because LangGraph stores what it returns besides the update of the state.
+        """
+        talk = self._conversation(step, attempt, durable=True)
+        talk.recall(chunks)
+        return self.planner.finish(step, talk.told(), edit=edit)
 
     def _place(self) -> Place | None:
         """Where the journal of the running entrypoint lies. Raises `ConfigError` if a review could not be resumed."""
@@ -212,7 +229,7 @@ def make_plan_node(
     )
 
 
-def _hidden(config: RunnableConfig | None) -> RunnableConfig:
+def hidden(config: RunnableConfig | None) -> RunnableConfig:
     """`config` for what is inside of a node: streams of updates and of sub-graphs, and traces, do not show it."""
     settings = ensure_config(config)
     return {**settings, "tags": [*settings.get("tags", ()), TAG_HIDDEN]}

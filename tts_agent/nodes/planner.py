@@ -165,24 +165,37 @@ class Planner:
 
     # --- the search
 
-    def search(self, step: Step, log: Sequence[Event], *, grant: float | None = None, killed: bool = True) -> Search:
-        """The search of `step`, resumed from `log` if it is not empty."""
+    def search(
+        self,
+        step: Step,
+        log: Sequence[Event],
+        *,
+        grant: float | None = None,
+        killed: bool = True,
+        told: int | None = None,
+    ) -> Search:
+        """The search of `step`, resumed from `log` if it is not empty.
+
+        Whoever listens was `told` so many of its events; None if that was in another run, and they are told again.
+        """
         if step.account is None:
             around = step.ledger.parent
             if around is None or around.parent is None:  # the run's own, of which `log` and the memory tell all
                 around = self._run(None if around is None else around.budget, step.memory)
             ledger = Ledger(step.ledger.budget, name="step", parent=around, prices=self.prices)
-            return self._search(step, ledger, log, grant, killed)
+            return self._search(step, ledger, log, grant, killed, told)
         with step.account.ledger.held():  # what an attempt before this one spent is taken back, and told again by `log`
             ledger = step.account.step(step.key, step.ledger.budget, self.prices)
             if not log and self.short(replace(step, ledger=ledger)):
                 # Others were faster. The step ends without a decision, which is a result and no error.
                 ledger = step.account.step(step.key, ledger.budget.override({"commit_tokens": 0}), self.prices)
-            return self._search(step, ledger, log, grant, killed)
+            return self._search(step, ledger, log, grant, killed, told)
 
-    def _search(self, step: Step, ledger: Ledger, log: Sequence[Event], grant: float | None, killed: bool) -> Search:
+    def _search(
+        self, step: Step, ledger: Ledger, log: Sequence[Event], grant: float | None, killed: bool, told: int | None
+    ) -> Search:
         return open_search(
-            step.audience,
+            None if step.audience is None else replace(step.audience, told=told),
             self.engine,
             step.request.task,
             self.made,

@@ -15,12 +15,15 @@ thought have `branch` (its id), `parent`, `depth`, `value` (what it counts for n
 * `tts.best`: the best answer so far is a better one: `status` and the whole answer as `text`.
 * `tts.budget`: the account changed by more than the usage of a thought or a verdict: `change` ("reserved", "settled",
   "cancelled", "lost", "deepened", "resumed"), and how it stands: `spent`, `lost`, `reserved`, `left`.
-* `tts.chosen`: the search ended: `stop`, `limit`, `committed`, the answer as `text`; `usage` is that of the search.
+* `tts.chosen`: the search ended: `stop`, `limit`, `reason`, `committed`, the answer as `text`; `usage` is that of the
+  search. It may come again, if the search was deepened after its end or a reviewer decided; the last one counts.
 
 A run that is resumed tells what its checkpoint holds again, marked `replayed`: thoughts, verdicts and how they ended,
 then once the best answer and the account. Whatever comes without the mark is new. What a killed process had told beyond
 its checkpoint did not happen: the log goes on from `at` of the first dict that is not replayed, and what comes there
-takes the place of what was told at that position or after it, under the same ids.
+takes the place of what was told at that position or after it, under the same ids. The staged nodes tell what each adds,
+and nothing again: a stage that a kill interrupted runs anew, from the position at which it began. So does, from its
+beginning, the search of a `PlanSearchMiddleware`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -79,18 +82,18 @@ class Progress:
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Self:
-        """The progress that `data` tells. Raises `LogError` for what no search told; ask `told` first."""
-        if not told(data):
-            raise LogError(f"{data!r} was not told by a search; its type is none of {', '.join(_KINDS)}")
+        """The progress that `data` tells. Raises `LogError` for what no search told."""
+        if not cls.told(data):
+            raise LogError(f"{data!r} was not told by a search; ask Progress.told() where others write to the stream")
         known = {name: data[name] for name in _COMMON[1:] if name in data}
         known["usage"] = Usage.from_json(known.get("usage", {}))
         details = {name: value for name, value in data.items() if name not in _COMMON}
         return cls(kind=_KINDS[data["type"]], details=details, **known)
 
-
-def told(data: Any) -> bool:
-    """Whether `data`, of the `custom` stream, comes from a search."""
-    return isinstance(data, Mapping) and data.get("type") in _KINDS
+    @staticmethod
+    def told(data: Any) -> bool:
+        """Whether `data`, of the `custom` stream, comes from a search; others may write to it as well."""
+        return isinstance(data, Mapping) and data.get("type") in _KINDS
 
 
 class Narrator:
@@ -209,7 +212,8 @@ class Narrator:
 
     def _chosen(self, event: Chosen) -> None:
         text = None if event.thought is None else self._text(event.thought)
-        said = {"stop": event.stop.value, "limit": event.limit, "committed": event.committed, "text": text}
+        said = {"stop": event.stop.value, "limit": event.limit, "reason": event.reason, "committed": event.committed}
+        said["text"] = text
         if event.thought is None:
             self._tell("chosen", branch=None, usage=self._ledger.spent.to_json(), **said)
         else:

@@ -20,10 +20,7 @@ from langgraph.types import Overwrite
 from tts_agent.dialect import Dialect
 from tts_agent.engines.base import Engine
 from tts_agent.errors import SearchError
-from tts_agent.events import (
-    Event,
-    Opened,
-)
+from tts_agent.events import Event, Judged, Opened, Pruned
 from tts_agent.nodes.loop import run_sync
 from tts_agent.nodes.overrides import know
 from tts_agent.nodes.planner import Planner, Settings, Step
@@ -59,7 +56,8 @@ class StageNode(Runnable[StagedState, Update]):
             if not isinstance(found, Step):
                 return {**found, "search": None} if log else found
             step, events = found, self._read(log, found)
-            search, begun = self.planner.search(step, events, killed=False), len(events)
+            told = len(events) if step.audience is None else self._told(log, len(events))
+            search, begun = self.planner.search(step, events, killed=False, told=told), len(events)
         try:
             await self._work(search)
         except BaseException:
@@ -82,6 +80,15 @@ class StageNode(Runnable[StagedState, Update]):
             return events
         asked_for = events and isinstance(events[0], Opened) and events[0].root == step.request.task.root
         return events if asked_for else []  # another search was left when other messages came
+
+    def _told(self, log: Log, events: int) -> int:
+        """How many of the `events` of `log` were told to those who listen: what another node added was not."""
+        for chunk in reversed(log if self._stage != "expand" else ()):
+            added = read_log([chunk], self.planner.engine.decode)
+            if not all(isinstance(event, (Judged, Pruned)) for event in added):
+                break
+            events -= len(added)
+        return events
 
     async def _work(self, search: Search) -> None:
         if self._stage == "expand":

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from langgraph.stream import ProtocolEvent, StreamChannel, StreamTransformer
 
-from tts_agent.nodes.progress import Progress, told
+from tts_agent.nodes.progress import Progress
 
 
 class TTSTransformer(StreamTransformer):
@@ -29,6 +29,6 @@ class TTSTransformer(StreamTransformer):
     def process(self, event: ProtocolEvent) -> bool:
         """See `StreamTransformer.process`; nothing is taken off the stream."""
         params = event["params"]
-        if event["method"] == "custom" and tuple(params["namespace"]) == self.scope and told(params["data"]):
+        if event["method"] == "custom" and tuple(params["namespace"]) == self.scope and Progress.told(params["data"]):
             self._progress.push(Progress.read(params["data"]))
         return True
