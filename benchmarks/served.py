@@ -7,6 +7,7 @@ was computed is the server's own count (`realtime_tokens_total` of its `/metrics
 import asyncio
 import json
 import random
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,13 @@ class Counter:
 
     def close(self) -> None:
         self._client.close()
+
+
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def make_served(folder: Path) -> None:

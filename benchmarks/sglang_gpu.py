@@ -20,7 +20,6 @@ import random
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.served import Counter, run_text
+from benchmarks.served import Counter, free_port, run_text
 from benchmarks.workload import (
     BRANCH_TOKENS,
     KEEP,
@@ -75,12 +74,6 @@ def command(model: str, port: int, flags: Sequence[str]) -> list[str]:
     """How a server is launched."""
     launch = [sys.executable, "-m", "sglang.launch_server", "--host", "127.0.0.1"]
     return [*launch, "--port", str(port), "--model-path", model, *FLAGS, *flags]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ class Model:
     aborted: list[str] = field(default_factory=list)
     pace: float = 0.0  # seconds between two tokens
     gone: bool = False  # connections are closed without an answer
+    behind: list[str] = field(default_factory=list)  # workers: it answers as sglang-router in front of them
 
     def prompt(self, ids: tuple[int, ...]) -> int:
         """Compute a prompt; how much of it was in the cache."""
@@ -94,7 +95,10 @@ def _handler(model: Model) -> type[BaseHTTPRequestHandler]:
             """Say nothing."""
 
         def do_GET(self) -> None:
-            found = {"/server_info": model.info, "/v1/loads": RECORDED["loads"]}.get(self.path)
+            if model.behind:
+                found = {"workers": [{"url": url} for url in model.behind]} if self.path == "/workers" else None
+            else:
+                found = {"/server_info": model.info, "/v1/loads": RECORDED["loads"]}.get(self.path)
             self._answer(200 if found is not None else 404, found)
 
         def do_POST(self) -> None:
@@ -133,6 +137,11 @@ def _handler(model: Model) -> type[BaseHTTPRequestHandler]:
 
         def _generate(self, body: Json) -> None:
             faults = model.faults
+            if model.behind:
+                if not isinstance(body["rid"], str):
+                    return self._answer(422, {"error": "rid: invalid type: sequence, expected a string"})
+                one = ("input_ids", "rid", "sampling_params", "token_ids_logprob")
+                body = body | {name: [body[name]] for name in one if name in body}
             if faults.refused:
                 faults.refused -= 1
                 return self._answer(503, {"error": {"message": "busy"}})

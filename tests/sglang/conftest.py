@@ -9,7 +9,7 @@ import pytest
 
 from tests import models
 from tests.sglang.install import FOLDER, python
-from tests.sglang.server import Server
+from tests.sglang.server import Server, free_port
 from tts_agent.pocket import model_folder
 
 collect_ignore_glob = [] if os.environ.get("SGLANG_TESTS") else ["test_*.py"]
@@ -41,6 +41,25 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 def pocket(serve: Serve) -> Server:
     """Serves the pocket planner."""
     return serve(model_folder()).wait()
+
+
+class Spare:
+    """A second server of the pocket planner, for tests that kill it; it comes back where it was."""
+
+    def __init__(self, serve: Serve) -> None:
+        self._serve, self._port = serve, free_port()
+        self._server: Server | None = None
+
+    def get(self) -> Server:
+        """The server, started if it is not there."""
+        if self._server is None or not self._server.alive:
+            self._server = self._serve(model_folder(), port=self._port).wait()
+        return self._server
+
+
+@pytest.fixture(scope="session")
+def spare(serve: Serve) -> Spare:
+    return Spare(serve)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -24,12 +24,30 @@ ENVIRONMENT = {
     "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",
 }
 
-FLAGS = (
-    *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--dtype", "float32"),
-    *("--disable-cuda-graph", "--sleep-on-idle", "--mem-fraction-static", "0.1"),
-    *("--context-length", "2048", "--max-total-tokens", "16384"),
-    *("--enable-cache-report", "--enable-metrics", "--enable-custom-logit-processor", "--enable-return-hidden-states"),
-)
+SETTINGS: dict[str, str | float | bool] = {
+    "device": "cpu",
+    "attention_backend": "torch_native",
+    "sampling_backend": "pytorch",
+    "dtype": "float32",
+    "disable_cuda_graph": True,
+    "sleep_on_idle": True,
+    "mem_fraction_static": 0.1,
+    "context_length": 2048,
+    "max_total_tokens": 16384,
+    "enable_cache_report": True,
+    "enable_metrics": True,
+    "enable_custom_logit_processor": True,
+    "enable_return_hidden_states": True,
+}
+"""Of every server here, and of `sglang.Engine`."""
+
+
+def as_flags(settings: Mapping[str, str | float | bool]) -> list[str]:
+    """`settings` as launch flags."""
+    found = []
+    for name, value in settings.items():
+        found += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return found
 
 
 def _end_with_parent() -> None:
@@ -54,7 +72,7 @@ class Server:
         self.log, self.idle = log, log.with_suffix(".idle")
         self._command = [
             *(str(python), "-m", "sglang.launch_server", "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--model-path", str(folder), *FLAGS, *flags),
+            *("--model-path", str(folder), *as_flags(SETTINGS), *flags),
         ]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -70,6 +88,11 @@ class Server:
                 preexec_fn=_end_with_parent,
             )
         return self
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was started and not killed."""
+        return self._process is not None
 
     def wait(self) -> Self:
         """Wait until it serves."""

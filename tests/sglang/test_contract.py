@@ -4,6 +4,9 @@ Two of its tests ask for what SGLang does not do: it computes the last prompt to
 was computed for a question. In their place stand two that say exactly what it does instead.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from tests import models
@@ -12,7 +15,9 @@ from tests.engines.oracle import Oracle
 from tests.engines.test_contract import Case, sampled, serving
 from tests.sglang.server import Server
 from tts_agent import Sampling
+from tts_agent.engines import Engine
 from tts_agent.engines.sglang import SGLangEngine
+from tts_agent.engines.sglang.served import ServedEngine
 from tts_agent.pocket import model_folder
 from tts_agent.usage import total_usage
 
@@ -26,16 +31,20 @@ globals().update(
 )
 
 
-def make_case(server: Server, name: str) -> Case:
-    folder, vocabulary, specials = {
-        "pocket": (model_folder, 100, ("<eos>",)),
-        "qwen": (models.qwen, 700, ("<|im_start|>", "<|im_end|>", "<|endoftext|>")),
-        "llama": (models.llama, 750, ("<s>", "</s>")),
+FOLDERS = {"pocket": model_folder, "qwen": models.qwen, "llama": models.llama}
+
+
+def describe(name: str, folder: Path, open_engine: Callable[[], Engine]) -> Case:
+    """The model `name` in `folder`, served by what `open_engine` opens."""
+    vocabulary, specials = {
+        "pocket": (100, ("<eos>",)),
+        "qwen": (700, ("<|im_start|>", "<|im_end|>", "<|endoftext|>")),
+        "llama": (750, ("<s>", "</s>")),
     }[name]
-    oracle = Oracle.of(folder())
+    oracle = Oracle.of(folder)
     return Case(
         name,
-        open=lambda: SGLangEngine(server.address),
+        open=open_engine,
         letters=range(vocabulary),
         stops=tuple(range(5, vocabulary, 17)),
         oracle=lambda: oracle,
@@ -46,12 +55,13 @@ def make_case(server: Server, name: str) -> Case:
 
 @pytest.fixture(scope="module", params=["pocket", "qwen", "llama"])
 def case(request: pytest.FixtureRequest) -> Case:
-    return make_case(request.getfixturevalue(request.param), request.param)
+    server: Server = request.getfixturevalue(request.param)
+    return describe(request.param, FOLDERS[request.param](), lambda: SGLangEngine(server.address))
 
 
 async def test_each_child_computes_the_last_token_of_its_prompt(case: Case) -> None:
     async with serving(case.open()) as engine:
-        assert isinstance(engine, SGLangEngine)
+        assert isinstance(engine, ServedEngine)
         await engine.flush()
         prefix = case.prompt(30)
         for depth in range(4):
@@ -65,7 +75,7 @@ async def test_each_child_computes_the_last_token_of_its_prompt(case: Case) -> N
 
 async def test_a_question_asked_again_is_mostly_in_the_cache(case: Case) -> None:
     async with serving(case.open()) as engine:
-        assert isinstance(engine, SGLangEngine)
+        assert isinstance(engine, ServedEngine)
         await engine.flush()
         (branch,) = await sampled(engine, case.prompt(20), Sampling(max_tokens=6), [1])
         prefix, suffix = case.prompt(20).extend(branch.ids), case.prompt(4, seed=3).ids

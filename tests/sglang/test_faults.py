@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.sglang.conftest import Serve
-from tests.sglang.server import Server, free_port
+from tests.sglang.conftest import Spare
+from tests.sglang.server import Server
 from tts_agent import BestFirst, Budget, search
 from tts_agent.engines import Sampling
 from tts_agent.engines.sglang import SGLangEngine
 from tts_agent.engines.sglang.diagnosis import diagnose
 from tts_agent.errors import ConfigError, EngineUnavailable, PromptError
 from tts_agent.events import Sampled
-from tts_agent.pocket import countdown_task, countdown_verifier, model_folder
+from tts_agent.pocket import countdown_task, countdown_verifier
 from tts_agent.pocket.puzzles import Puzzle
 from tts_agent.prefix import Prefix
 
@@ -45,8 +45,24 @@ class Killing:
             await asyncio.sleep(0.05)
 
 
-async def test_a_server_killed_in_mid_search(pocket: Server, serve: Serve) -> None:
-    second = serve(model_folder()).wait()
+async def test_a_server_that_comes_back(spare: Spare) -> None:
+    server = spare.get()
+    engine = SGLangEngine(server.address, attempts=2)
+    await engine.flush()
+    sampling = Sampling(max_tokens=4)
+    first = [c async for c in engine.sample(Prefix((5, 6, 7)), sampling, seeds=[1])]
+    server.kill()
+    with pytest.raises(EngineUnavailable, match=server.address):
+        [c async for c in engine.sample(Prefix((5, 6, 7)), sampling, seeds=[1])]
+    assert spare.get().address == server.address
+    again = [c async for c in engine.sample(Prefix((5, 6, 7)), sampling, seeds=[1])]
+    assert again[0].ids == first[0].ids
+    assert again[0].usage.prompt_computed == 3, "its cache is empty"
+    await engine.aclose()
+
+
+async def test_a_server_killed_in_mid_search(pocket: Server, spare: Spare) -> None:
+    second = spare.get()
     engine = SGLangEngine(pocket.address, second.address)
     # The one that is killed must be the second, which other tests do not need.
     tasks = [countdown_task(engine, puzzle) for puzzle in HARD]
@@ -69,22 +85,6 @@ async def test_a_server_killed_in_mid_search(pocket: Server, serve: Serve) -> No
     assert outcome.path, "an answer came"
     assert len(sampled) == len(set(sampled)), "no settled thought was sampled again"
     assert killing.left[second.address] + there <= LIMIT, "the budget was kept, by the servers' own counters"
-    await engine.aclose()
-
-
-async def test_a_server_that_comes_back(serve: Serve) -> None:
-    port = free_port()
-    server = serve(model_folder(), port=port).wait()
-    engine = SGLangEngine(server.address, attempts=2)
-    sampling = Sampling(max_tokens=4)
-    first = [c async for c in engine.sample(Prefix((5, 6, 7)), sampling, seeds=[1])]
-    server.kill()
-    with pytest.raises(EngineUnavailable, match=server.address):
-        [c async for c in engine.sample(Prefix((5, 6, 7)), sampling, seeds=[1])]
-    serve(model_folder(), port=port).wait()
-    again = [c async for c in engine.sample(Prefix((5, 6, 7)), sampling, seeds=[1])]
-    assert again[0].ids == first[0].ids
-    assert again[0].usage.prompt_computed == 3, "its cache is empty"
     await engine.aclose()
 
 

@@ -13,6 +13,7 @@ from tts_agent.engines import Completion
 from tts_agent.engines.sglang import SGLangEngine
 from tts_agent.engines.sglang.http import HttpServer
 from tts_agent.engines.sglang.tokens import LocalTokens, ServerTokens
+from tts_agent.errors import ConfigError
 from tts_agent.prefix import Prefix
 from tts_agent.usage import total_usage
 
@@ -24,6 +25,12 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
+
+
+GRAMMAR = """
+root ::= ("yes" | "no") ", " digit digit
+digit ::= [0-9]
+"""
 
 
 async def say(engine: SGLangEngine, prefix: Prefix, sampling: Sampling, n: int = 4) -> list[Completion]:
@@ -49,6 +56,24 @@ async def test_constraints_are_obeyed(qwen: Server, seeds: bool) -> None:
             assert set(json.loads(engine.decode(ids))) == {"ok"}
     await asyncio.sleep(0.5)
     assert total_usage(c.usage for c in found).computed == qwen.computed() - before
+    await engine.aclose()
+
+
+async def test_a_grammar_is_obeyed(qwen: Server) -> None:
+    engine = SGLangEngine(qwen.address)
+    sampling = Sampling(max_tokens=24, ebnf=GRAMMAR, stop_ids=engine.capabilities.end_ids)
+    for completion in await say(engine, Prefix(engine.encode("The answer is ")), sampling):
+        ids = completion.ids[:-1] if completion.ids[-1] in sampling.stop_ids else completion.ids
+        assert completion.finish == "stop" and re.fullmatch(r"(yes|no), [0-9]{2}", engine.decode(ids))
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("wrong", [{"regex": "a("}, {"ebnf": "root ::= ("}, {"json_schema": '{"type": "nonsense"}'}])
+async def test_what_cannot_be_obeyed_is_refused(qwen: Server, wrong: dict[str, str]) -> None:
+    engine = SGLangEngine(qwen.address)
+    with pytest.raises(ConfigError, match="the server refuses the request"):
+        await say(engine, Prefix((5, 6, 7)), Sampling(max_tokens=4, **wrong))  # type: ignore[arg-type]
+    assert len(await say(engine, Prefix((5, 6, 7)), Sampling(max_tokens=4))) == 4, "the server is taken to be there"
     await engine.aclose()
 
 

@@ -1,5 +1,6 @@
 """SGLang in this process as an engine, without a server."""
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class SGLangLocalEngine(ServedEngine):
         cache_salt: str | None = None,
         priority: int | None = None,
         max_thinking_tokens: int | None = None,
+        attempts: int = 5,
         name: str | None = None,
         settings: dict[str, Any] | None = None,
     ) -> None:
@@ -45,7 +47,7 @@ class SGLangLocalEngine(ServedEngine):
                 cache_salt=cache_salt,
                 priority=priority,
                 max_thinking_tokens=max_thinking_tokens,
-                attempts=1,
+                attempts=attempts,
             )
         except BaseException:
             self._stop()
@@ -58,4 +60,4 @@ class SGLangLocalEngine(ServedEngine):
     async def aclose(self) -> None:
         """Stop every sample, and SGLang if this engine has started it."""
         await super().aclose()
-        self._stop()
+        await asyncio.to_thread(self._stop)

@@ -18,7 +18,7 @@ from tenacity import (
 from tts_agent.engines.sglang.body import Extras, Json, scoring_body
 from tts_agent.engines.sglang.pool import Pool
 from tts_agent.engines.sglang.reply import Reply, read_reply
-from tts_agent.engines.sglang.server import Refused
+from tts_agent.engines.sglang.server import Refused, asked_wrongly
 from tts_agent.engines.sglang.worker import Worker
 from tts_agent.errors import EngineUnavailable
 
@@ -130,8 +130,12 @@ async def stop(requests: dict[str, Worker]) -> None:
 
 
 def refuse(reply: Reply) -> None:
-    """Raise `Refused` for a sample that the server has not begun, `EngineUnavailable` for one that it gave up."""
+    """Raise `Refused` for a sample that the server has not begun, `ConfigError` for one that it never will, such as one
+    under a grammar that it cannot read, `EngineUnavailable` for one that it gave up.
+    """
     if reply.finish == "abort":
         if reply.code in (429, 503) and not reply.ids:
             raise Refused(reply.message)
+        if reply.code == 400:
+            raise asked_wrongly(reply.message)
         raise EngineUnavailable(f"the server stopped a sample: {reply.message or 'no reason given'}")

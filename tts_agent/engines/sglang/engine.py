@@ -1,16 +1,18 @@
 """SGLang servers over HTTP."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tts_agent.engines.sglang.http import HttpServer
+from tts_agent.engines.sglang.router import RoutedServer, behind
 from tts_agent.engines.sglang.served import ServedEngine
+from tts_agent.engines.sglang.server import Server
 from tts_agent.errors import ConfigError
 
 
 class SGLangEngine(ServedEngine):
     """Serves prefixes by the SGLang server at `address`, or by several that serve the same model (see `ServedEngine`).
-    An address may also be that of sglang-router.
+    An address may also be that of sglang-router, if its workers can be reached from here.
 
     `tokenizer` is the folder of the tokenizer; without it the served folder is used where it is readable here, else the
     server encodes and decodes. `end_ids` are the tokens with which the model ends its answer, by default as the served
@@ -44,7 +46,7 @@ class SGLangEngine(ServedEngine):
         if not timeout > 0:
             raise ConfigError(f"timeout={timeout!r} must be above 0 seconds")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key is not None else {}
-        servers = [HttpServer(_url(one), timeout=timeout, headers=headers) for one in address]
+        servers = [_open(_url(one), timeout=timeout, headers=headers) for one in address]
         super().__init__(
             servers,
             name=name or "sglang://" + ",".join(server.address.partition("://")[2] for server in servers),
@@ -57,6 +59,14 @@ class SGLangEngine(ServedEngine):
             max_thinking_tokens=max_thinking_tokens,
             attempts=attempts,
         )
+
+
+def _open(address: str, *, timeout: float, headers: Mapping[str, str]) -> Server:
+    """The server at `address`, or those behind it."""
+    server = HttpServer(address, timeout=timeout, headers=headers)
+    if workers := behind(server):
+        return RoutedServer(server, [HttpServer(one, timeout=timeout, headers=headers) for one in workers])
+    return server
 
 
 def _url(address: str) -> str:

@@ -44,8 +44,10 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
-            # The server closes idle connections after five seconds; one that it is closing must not be used.
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=128, keepalive_expiry=3.0)
+            # The server closes idle connections after five seconds; one that it is closing must not be used. Streams
+            # are left at their last event, so that theirs are closed: the pool looks at every idle one at each request,
+            # which costs more than new ones where there are many.
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=16, keepalive_expiry=3.0)
             client = httpx.AsyncClient(timeout=self._timeout, limits=limits, headers=self._headers)
             self._clients[loop] = client
         return client

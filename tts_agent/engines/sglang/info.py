@@ -18,7 +18,8 @@ class ServerInfo:
 
     `context` counts prompt and completion together. `capacity` is the number of tokens that its KV cache holds,
     `running` the number of samples that it decodes at once. `chunk` is the number of prompt tokens that it computes in
-    one step (None = any). `ahead` says that its scheduler runs one step ahead of what it tells.
+    one step (None = any). `ahead` says that its scheduler runs one step ahead of what it tells. `workers` is the number
+    of such servers behind the address.
     """
 
     address: str
@@ -42,6 +43,7 @@ class ServerInfo:
     tool_parser: str | None
     reasoning_parser: str | None
     grammar: str | None
+    workers: int = 1
 
     @classmethod
     def from_json(cls, address: str, data: object) -> Self:

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import orjson
 
 from tts_agent.engines.sglang.info import TESTED_VERSION, ServerInfo
-from tts_agent.engines.sglang.server import FLUSH_SECONDS, Json, complaint
+from tts_agent.engines.sglang.server import FLUSH_SECONDS, Json, asked_wrongly, complaint
 from tts_agent.errors import ConfigError, EngineUnavailable, ModelError
 
 T = TypeVar("T")
@@ -108,16 +108,30 @@ class LocalServer:
 
     def ask(self, path: str, body: Json | None) -> Any:
         """See `Server.ask`."""
-        return self._submit(self._answer(path, body)).result(ASK_SECONDS)
+        try:
+            return self._submit(self._answer(path, body)).result(ASK_SECONDS)
+        except TimeoutError as error:
+            raise self._silent(path, ASK_SECONDS) from error
 
     async def aask(self, path: str, body: Json | None, *, seconds: float = ASK_SECONDS) -> Any:
         """See `Server.aask`."""
         try:
             return await asyncio.wait_for(asyncio.wrap_future(self._submit(self._answer(path, body))), seconds)
         except TimeoutError as error:
-            raise EngineUnavailable(f"{self.address} does not answer {path} within {seconds} s") from error
+            raise self._silent(path, seconds) from error
+
+    def _silent(self, path: str, seconds: float) -> EngineUnavailable:
+        return EngineUnavailable(f"{self.address} does not answer {path} within {seconds} s")
 
     async def _answer(self, path: str, body: Json | None) -> Any:
+        try:
+            return await self._serve_path(path, body)
+        except ConfigError:
+            raise
+        except ValueError as error:  # SGLang's own word for a request that is wrong
+            raise asked_wrongly(str(error)) from error
+
+    async def _serve_path(self, path: str, body: Json | None) -> Any:
         manager = self._engine.tokenizer_manager
         asked = body or {}
         match path:

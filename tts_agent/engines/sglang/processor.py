@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from tts_agent.errors import ConfigError
+
 OFFSET = 32.0
 SLOTS = (0, 1)
 
@@ -60,6 +62,9 @@ def ranked(probs, top_k, top_p):
 
 class Seeded:
     def __call__(self, logits, params):
+        if not all(row and "seed" in row for row in params):
+            return logits  # lost on the way; an error here would end the server
+
         def column(name, dtype=torch.float32):
             return torch.tensor([row[name] for row in params], dtype=dtype, device=logits.device)
 
@@ -103,7 +108,14 @@ def serialized() -> str:
 
 
 def raw_logprobs(ids: Sequence[int], slots: Sequence[Sequence[Sequence[float]]]) -> tuple[float, ...]:
-    """Raw log-probabilities of the drawn `ids`, from what the server says of `SLOTS` at each step."""
-    return tuple(
-        min(float(said[0 if token != SLOTS[0] else 1][0]) + OFFSET, 0.0) for token, said in zip(ids, slots, strict=True)
-    )
+    """Raw log-probabilities of the drawn `ids`, from what the server says of `SLOTS` at each step.
+
+    Raises `ConfigError` if something between here and the server has dropped what the processor draws with.
+    """
+    raw = [float(said[0 if token != SLOTS[0] else 1][0]) + OFFSET for token, said in zip(ids, slots, strict=True)]
+    if any(value > 1.0 for value in raw):
+        raise ConfigError(
+            "the server did not draw by the seeds it was sent: a proxy drops custom_params from requests; pass "
+            "seeds=False, or the address of the server itself"
+        )
+    return tuple(min(value, 0.0) for value in raw)

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 from tts_agent.engines.sglang.info import ServerInfo
@@ -87,14 +87,15 @@ class Worker:
             except EngineUnavailable:
                 self.fail()
                 raise
-            self.info = ServerInfo.from_json(self.address, data)
+            workers = self.info.workers if self.info is not None else 1
+            self.info = replace(ServerInfo.from_json(self.address, data), workers=workers)
             self._down_until = 0.0
 
     @asynccontextmanager
     async def admitted(self, tokens: int) -> AsyncIterator[None]:
         """Wait until so many more tokens fit into the server's cache beside what runs."""
         lane = self.lane
-        capacity = self.info.capacity if self.info is not None else tokens
+        capacity = self.info.capacity * self.info.workers if self.info is not None else tokens
         begun = time.monotonic()
         while lane.held and (lane.held + tokens > capacity or await self._full(lane, capacity, begun)):
             lane.changed.clear()
