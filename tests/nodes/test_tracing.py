@@ -33,8 +33,10 @@ from tts_agent import BestOfN, Budget, Verdict
 from tts_agent.engines import Fault
 from tts_agent.engines.chat import ChatEngine
 from tts_agent.errors import EngineUnavailable
+from tts_agent.events import Planned
 from tts_agent.nodes import PlanState, make_plan_node
 from tts_agent.nodes.observed import ObservedSearch
+from tts_agent.trace.recorder import read
 from tts_agent.tree import Branch
 from tts_agent.usage import Usage, total_usage
 
@@ -103,11 +105,12 @@ def tokens(usage: Usage) -> Usage:
 
 @pytest.mark.parametrize("staged", [True, False])
 @pytest.mark.parametrize("sync", [True, False])
-def test_expansions_and_verifications_are_runs_under_the_node(sync: bool, staged: bool) -> None:
-    book = Book()
-    graph = (make_stages if staged else make_graph)(make_engine(), solvable=False).compile()
+def test_expansions_and_verifications_are_runs_under_the_node(sync: bool, staged: bool, tmp_path: Path) -> None:
+    book, path = Book(), tmp_path / "trace"
+    graph = (make_stages if staged else make_graph)(make_engine(), solvable=False, trace=path).compile()
     outcome = run(graph, sync, book)["tts"]["outcome"]
     book.check_closed()
+    assert len(book.expansions) == sum(isinstance(event, Planned) for event in read(path)[-1].events)
     parents = {str(one.id): one.name for one in book.runs}
     assert {parents[str(one.parent_run_id)] for one in book.expansions} == {"expand" if staged else "plan"}
     assert {parents[str(one.parent_run_id)] for one in book.verifications} == {"verify" if staged else "plan"}

@@ -207,7 +207,8 @@ class Narrator:
         if carried:
             said["carried"] = True
         self._of(thought.id, "thought", ZERO if carried else thought.usage, **said)
-        if not self._judged and self._tree.keys.get(thought.key or "", thought.id) == thought.id:
+        new = thought.key is None or self._tree.keys[thought.key] == thought.id  # else it is about to be merged
+        if new and not self._judged:
             self._consider(thought.id)
 
     def _chosen(self, event: Chosen) -> None:

@@ -69,7 +69,7 @@ class ObservedEngine:
         return self._runs.chain("tts.expand", inputs, quiet=self._quiet, **about)
 
     def _child(self, branches: list[int]) -> Callable[[Completion], Child]:
-        return lambda completion: Child(branches[completion.index], self.decode(completion.ids), completion)
+        return lambda completion: Child(branches[completion.index], _text(self._engine, completion.ids), completion)
 
     async def label_logprobs(
         self, prefixes: Sequence[Prefix], suffix: Sequence[int], labels: Sequence[Label]
@@ -97,10 +97,15 @@ class _TokenListener:
 
     def __call__(self, index: int, ids: tuple[int, ...]) -> None:
         # What a torn character becomes may still change.
-        text, said = self._engine.decode(ids).rstrip("\ufffd"), self._said[index]
+        text, said = _text(self._engine, ids).rstrip("\ufffd"), self._said[index]
         if len(text) > len(said) and text.startswith(said):
             self._said[index] = text
             self._tokens(self._branches[index], self._parent, text[len(said) :])
+
+
+def _text(engine: Engine, ids: tuple[int, ...]) -> str:
+    """What a sample says, the token with which an answer ends left out."""
+    return engine.decode(ids[:-1] if ids and ids[-1] in engine.capabilities.end_ids else ids)
 
 
 class TracedStream:
