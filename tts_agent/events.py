@@ -230,7 +230,7 @@ def to_json(event: Event, decode: Decode | None = None) -> dict[str, Any]:
     if isinstance(event, Sampled):
         return {"kind": "sampled", "thought": _thought_to_json(event.thought, decode)}
     if isinstance(event, Judged):
-        return {"kind": "judged", "thought": event.thought, "verdict": _verdict_to_json(event.verdict)}
+        return {"kind": "judged", "thought": event.thought, "verdict": verdict_to_json(event.verdict)}
     data: dict[str, Any] = {"kind": event.kind}
     for name, default in _WRITTEN[type(event)]:
         value = getattr(event, name)
@@ -257,7 +257,7 @@ def _encode(value: Any, decode: Decode | None) -> Any:
         case Expansion():
             return {f.name: _encode(v, decode) for f in fields(value) if (v := getattr(value, f.name)) != f.default}
         case Verdict() | Unverified():
-            return _verdict_to_json(value)
+            return verdict_to_json(value)
         case StopReason():
             return value.value  # a plain string: the JSON also goes through serializers that know enums
         case tuple():
@@ -296,7 +296,7 @@ def _thought_from_json(data: Mapping[str, Any], decode: Decode | None) -> Though
     return Thought(**values)
 
 
-def _verdict_to_json(verdict: Verdict | Unverified) -> dict[str, Any]:
+def verdict_to_json(verdict: Verdict | Unverified) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if isinstance(verdict, Verdict):
         data["score"] = verdict.score

@@ -36,12 +36,17 @@ _SHORT = 64
 
 
 def pack_ids(ids: Iterable[int]) -> str:
-    """Token ids as text: base64 of little-endian uint32, compressed by zlib if there are many (it begins with `z`)."""
+    """Token ids as text: base64 of uint32, little-endian.
+
+    Many ids (it then begins with `p`) are compressed: their high halves, of which a vocabulary has few, by zlib, and
+    after them their low halves, by zlib where that makes them smaller.
+    """
     raw = array("I", ids)
     data = raw.tobytes()
     if len(raw) < _SHORT:
         return "." + b2a_base64(data, newline=False).decode("ascii") if data else ""
-    return "z" + b2a_base64(zlib.compress(data, 1), newline=False).decode("ascii")
+    low, high = data[0::4] + data[1::4], zlib.compress(data[2::4] + data[3::4], 1)
+    return "p" + b2a_base64(high + min(low, zlib.compress(low, 1), key=len), newline=False).decode("ascii")
 
 
 def unpack_ids(text: str) -> tuple[int, ...]:
@@ -50,10 +55,24 @@ def unpack_ids(text: str) -> tuple[int, ...]:
         return ()
     raw = array("I")
     try:
-        if text[0] not in ".z":
-            raise ValueError("it begins with neither '.' nor 'z'")
+        if text[0] not in ".p":
+            raise ValueError("it begins with neither '.' nor 'p'")
         data = a2b_base64(text[1:], strict_mode=True)
-        raw.frombytes(zlib.decompress(data) if text[0] == "z" else data)
+        raw.frombytes(data if text[0] == "." else _joined(data))
     except (ValueError, zlib.error) as error:
         raise LogError(f"packed token ids {text[:40]!r} cannot be read: {error}") from error
     return tuple(raw)
+
+
+def _joined(packed: bytes) -> bytes:
+    """The ids of their packed halves. Raises `ValueError` for what is cut."""
+    reader = zlib.decompressobj()
+    high, low = reader.decompress(packed), reader.unused_data
+    size = len(high) // 2
+    if len(low) != 2 * size:
+        low = zlib.decompress(low)
+    if not reader.eof or len(high) != 2 * size or len(low) != 2 * size:
+        raise ValueError("a part of it is missing")
+    data = bytearray(4 * size)
+    data[0::4], data[1::4], data[2::4], data[3::4] = low[:size], low[size:], high[:size], high[size:]
+    return bytes(data)

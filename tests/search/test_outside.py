@@ -183,3 +183,22 @@ async def test_a_log_of_another_engine_is_refused() -> None:
     other.name = "another"
     with pytest.raises(LogError, match="with another engine: 'scripted', not 'another'.*name this engine so"):
         start(other, log=search.log)
+
+
+@pytest.mark.parametrize("after", range(0, 60, 4))
+async def test_whatever_is_cancelled_when_a_search_ends_is_accounted_for(after: int) -> None:
+    """The task that drives is cancelled again and again while the search aborts what runs."""
+    engine = make_engine(pace=0.001)
+    search = start(engine, budget=Budget(computed_tokens=10**6), strategy=Beam(k=6, keep=5), grant=None)
+    driving = asyncio.create_task(drive(search))
+    while len(search.log) < 5 + after:
+        await asyncio.sleep(0)
+    search.cancel("enough")
+    for _ in range(4):
+        await asyncio.sleep(0)
+        driving.cancel()
+    await asyncio.gather(driving, return_exceptions=True)
+    await search.aclose()
+    charged = search.ledger.spent.generated + search.ledger.lost.generated_tokens
+    assert engine.served.generated == charged
+    assert not any(search.ledger.reserved)

@@ -55,6 +55,7 @@ class JointLedger(Ledger):
         ledgers = [account.ledger for account in accounts]
         super().__init__(name=" and ".join(ledger.name for ledger in ledgers), parent=ledgers[-1])
         self._chain = (self, *ledgers)
+        self.runs = tuple(ledgers)
 
 
 class Account:

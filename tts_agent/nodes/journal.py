@@ -87,6 +87,7 @@ class Conversation:
         self._live = ""  # id of the newest chunk of this process
         self._driving: asyncio.Task[Any] | None = None  # runs `advance`
         self._written = 0  # events of the search's log that are in chunks
+        self._recorded = 0  # events of it that are in the trace
         self._ends = {"": 0}  # id of a chunk -> events of the log up to its end
         self._unconfirmed: set[str] = set()
         self._seen = 0  # events of the log that were looked at for what follows
@@ -234,7 +235,7 @@ class Conversation:
         log = search.log if self._outage is None else self._settled(search)
         events, self._written = log[self._written :], len(log)
         self._look(log)
-        await self._record(events)
+        await self._record(log)
         self._live = uuid4().hex
         self._ends[self._live] = self._written
         self._unconfirmed.add(self._live)
@@ -279,9 +280,10 @@ class Conversation:
             looking.cancel()
         attempt.heartbeat()
 
-    async def _record(self, events: Sequence[Event]) -> None:
+    async def _record(self, log: Sequence[Event]) -> None:
         if self._recorder is not None:
-            await self._recorder.append(events)
+            fresh, self._recorded = log[self._recorded :], len(log)
+            await self._recorder.append(fresh)
 
     # --- the end of the attempt
 

@@ -31,22 +31,29 @@ from tts_agent.trace.recorder import Recorder
 
 
 class PlanNode(Runnable[PlanState, Update]):
-    """Searches for the next decision; made by `make_plan_node`."""
+    """Searches for the next decision; made by `make_plan_node`, which says what the settings mean."""
 
     def __init__(
         self,
         planner: Planner,
         *,
-        review: Wanted | None,
-        grant: float,
-        trace: Path | None,
-        flush_events: int,
-        flush_seconds: float,
+        review: Wanted | None = None,
+        trace: str | Path | None = None,
+        grant: float = GRANT,
+        flush_events: int = FLUSH_EVENTS,
+        flush_seconds: float = FLUSH_SECONDS,
     ) -> None:
+        if not 0 < grant <= 1:
+            raise ConfigError(f"grant={grant!r} is a share of each limit; choose one in (0, 1]")
+        if flush_events < 1 or not flush_seconds > 0:
+            raise ConfigError(
+                f"flush_events={flush_events!r} must be at least 1 and flush_seconds={flush_seconds!r} positive"
+            )
+        check(review)
         self.planner = planner
         self._review = review
         self.name = planner.name
-        self._grant, self._trace = grant, trace
+        self._grant, self._trace = grant, None if trace is None else Path(trace)
         self._flush_events, self._flush_seconds = flush_events, flush_seconds
         self._memo = Memo()
         know(self, planner.name)
@@ -210,20 +217,11 @@ def make_plan_node(
 
     Raises `ConfigError` for settings that cannot work.
     """
-    if not 0 < grant <= 1:
-        raise ConfigError(f"grant={grant!r} is a share of each limit; choose one in (0, 1]")
-    if flush_events < 1 or not flush_seconds > 0:
-        raise ConfigError(
-            f"flush_events={flush_events!r} must be at least 1 and flush_seconds={flush_seconds!r} positive"
-        )
-    planner = Planner.of(engine, dialect, settings)
-    path = None if trace is None else Path(trace)
-    check(review)
     return PlanNode(
-        planner,
+        Planner.of(engine, dialect, settings),
         review=review,
+        trace=trace,
         grant=grant,
-        trace=path,
         flush_events=flush_events,
         flush_seconds=flush_seconds,
     )

@@ -8,12 +8,12 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import partial, reduce
-from random import Random
-from typing import Any
+from functools import lru_cache, partial, reduce
+from hashlib import blake2b
+from typing import Any, cast
 
 import orjson
 
@@ -42,6 +42,7 @@ from tts_agent.events import (
 from tts_agent.outcome import Outcome
 from tts_agent.prefix import Prefix
 from tts_agent.search.base import Allowance, Strategy
+from tts_agent.search.dice import Dice
 from tts_agent.search.inbox import Arrival, End, Inbox, Job, Order, Verdicts
 from tts_agent.search.state import Pending, SearchState
 from tts_agent.task import Task
@@ -52,6 +53,8 @@ from tts_agent.verifiers.base import Verifier
 
 FLUSH_EVENTS = 256
 FLUSH_SECONDS = 0.25
+KEY = 64
+"""Longer keys of thoughts are kept as their digests."""
 LOSSES_IN_A_ROW = 3
 """After so many expansions lost to an outage with nothing sampled between them, the outage is raised."""
 
@@ -123,9 +126,11 @@ class Search:
         self._losses = 0
         self._flush_now = False
         self._waiting = False
+        self._aborting: asyncio.Future[None] | None = None
         self._fresh_taken = False
         self._to_reissue: list[Pending] = []
         self._virtual = 0.0
+        self._dice = Dice(0)
         self.state = SearchState(strategy, self.ledger, judged=verifier is not None)
         try:
             if log := _whole_chunks(log) if killed else log:
@@ -177,7 +182,7 @@ class Search:
             seed=seed,
             root=self.task.root,
             strategy=self.strategy.name,
-            settings=json.loads(json.dumps(asdict(self.strategy))),  # type: ignore[call-overload]
+            settings=_settings(self.strategy),
             budget=self.ledger.budget.to_json(),
             engine=self.engine.name,
             verifier=self.verifier.name if self.verifier else "",
@@ -443,7 +448,7 @@ class Search:
         planned = not self._out_of_time() and not (self._barrier and self._questions)
         while planned and self._stop is None and self._need is None:
             planned = False
-            rng = Random(thought_seed(self._seed, -self.state.next_expansion - 1))
+            rng = self._dice.begun(thought_seed(self._seed, -self.state.next_expansion - 1))
             for proposal in self.strategy.propose(self.state.strategy_state, self._allowance(), rng):
                 if isinstance(proposal, Prune):
                     self._emit(Pruned(proposal.thought, proposal.reason))
@@ -479,6 +484,8 @@ class Search:
         return self.state.opened.seed
 
     def _allowance(self) -> Allowance:
+        if not self.ledger.limited:
+            return Allowance(len(self.state.pending), 1.0)
         free = zip(self.ledger.free(), self.ledger.limits(), strict=True)
         shares = [left / limit for left, limit in free if left is not None and limit]
         return Allowance(len(self.state.pending), min(shares, default=1.0))
@@ -597,7 +604,7 @@ class Search:
     def _sampled(self, entry: Pending, completion: Completion) -> int | None:
         """Record a completion; its id if it is open to judgement."""
         self._losses = 0
-        thought = self._read(entry.planned, completion)
+        thought, verdict = self._read(entry.planned, completion)
         twin = self.state.tree.keys.get(thought.key) if thought.key is not None else None
         self._emit(Sampled(thought))
         if thought.status == "solved":
@@ -607,13 +614,13 @@ class Search:
             self._emit(Pruned(thought.id, thought.reason or thought.status))
         elif twin is not None:
             self._emit(Merged(thought.id, twin))
-        else:
-            if self.verifier is None:
-                return None
+        elif verdict is not None:
+            self._emit(Judged(thought.id, verdict))
+        elif self.verifier is not None:
             return thought.id
         return None
 
-    def _read(self, planned: Planned, completion: Completion) -> Thought:
+    def _read(self, planned: Planned, completion: Completion) -> tuple[Thought, Verdict | Unverified | None]:
         task, request, tree = self.task, planned.request, self.state.tree
         ids = completion.ids
         ended = bool(ids) and ids[-1] in task.end_ids
@@ -632,7 +639,7 @@ class Search:
             ended or request.unit == "answer" or (task.max_depth is not None and depth >= task.max_depth)
         ):
             status = "invalid" if reading.reason else "complete"
-        return Thought(
+        thought = Thought(
             id=planned.first + completion.index,
             parent=request.parent,
             expansion=planned.expansion,
@@ -642,10 +649,11 @@ class Search:
             finish=completion.finish,
             status=status,
             action=reading.action,
-            key=reading.key if status in ("open", "complete") else None,
+            key=_short(reading.key) if status in ("open", "complete") else None,
             reason=reading.reason,
             usage=self.ledger.priced(completion.usage),
         )
+        return thought, reading.verdict
 
     def _ended(self, expansion: int, error: EngineUnavailable | None) -> None:
         self._streams.pop(expansion, None)
@@ -739,7 +747,7 @@ class Search:
         self._obey()
         self._out_of_time()
         while self._stop is None:
-            rng = Random(thought_seed(self._seed, -self.state.next_expansion - 1))
+            rng = self._dice.begun(thought_seed(self._seed, -self.state.next_expansion - 1))
             proposals = self.strategy.propose(self.state.strategy_state, self._allowance(), rng)
             prunes = [proposal for proposal in proposals if isinstance(proposal, Prune)]
             for prune in prunes:
@@ -816,7 +824,20 @@ class Search:
         return number if thought is not None and thought.status not in ("invalid", "dead") else None
 
     async def _abort(self, *, closing: bool = False) -> None:
-        """Stop every stream and question, and account for what they used; the commit too, if `closing`."""
+        """Stop every stream and question, and account for what they used; the commit too, if `closing`.
+
+        Whoever is cancelled meanwhile waits: an engine says only once what was used.
+        """
+        if self._aborting is not None:
+            await asyncio.wait([self._aborting])
+        self._aborting = asyncio.ensure_future(self._stop_all(closing))
+        try:
+            await asyncio.shield(self._aborting)
+        except asyncio.CancelledError:
+            await asyncio.wait([self._aborting])
+            raise
+
+    async def _stop_all(self, closing: bool) -> None:
         asked = {number for thoughts in self._questions.values() for number in thoughts}
         for round_ in list(self._questions):
             await self._inbox.drop(Job("verify", round_))
@@ -889,6 +910,27 @@ def _whole_chunks(log: Sequence[Event]) -> Sequence[Event]:
     """The part of a log that is whole: a kill may have torn the last chunk, which ends with a grant or the choice."""
     ends = (place for place in range(len(log), 0, -1) if isinstance(log[place - 1], (Granted, Chosen)))
     return log[: next(ends, 0)]
+
+
+def _short(key: str | None) -> str | None:
+    """`key`, or what stands for it in the log where it is long, as the text of a thought is."""
+    if key is None or len(key) <= KEY:
+        return key
+    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _settings(strategy: Strategy[Any]) -> dict[str, Any]:
+    """The settings of `strategy` as JSON knows them."""
+    try:
+        return _settings_once(cast(Hashable, strategy))
+    except TypeError:  # it holds something that has no hash
+        return _settings_once.__wrapped__(strategy)
+
+
+@lru_cache(64)
+def _settings_once(strategy: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(strategy)))
+    return settings
 
 
 def _storable(reading: Reading) -> Reading:

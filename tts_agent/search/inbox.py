@@ -113,7 +113,7 @@ class Inbox:
         Empty after `timeout` seconds, after `wake`, and, on virtual time, when nothing ends by the virtual time
         `horizon`.
         """
-        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        deadline = None if timeout is None or timeout == inf else asyncio.get_running_loop().time() + timeout
         while self._crash is None:
             self._news.clear()
             ready = self._ready(horizon)
@@ -122,6 +122,9 @@ class Inbox:
             if self._woken:
                 self._woken = False
                 return Batch(None, [])
+            if deadline is None:
+                await self._news.wait()
+                continue
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._news.wait()
