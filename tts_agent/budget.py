@@ -218,6 +218,11 @@ class Ledger:
         """What may still be reserved here, in the order and the units of `Amounts`; None where nothing limits it."""
         return self._least(lambda scope, unit, limit: limit - scope._charged[unit] - scope._reserved[unit])
 
+    @property
+    def limited(self) -> bool:
+        """Whether anything but time limits this scope, or one around it."""
+        return any(scope._bounded for scope in self._chain)
+
     def limits(self) -> tuple[int | None, ...]:
         """The smallest limit of this scope and those around it, in the order and the units of `Amounts`."""
         return self._least(lambda scope, unit, limit: limit)

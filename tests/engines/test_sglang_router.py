@@ -8,6 +8,7 @@ import pytest
 from tests.engines.sglang_server import SGLangServer
 from tts_agent.engines import Completion, Sampling
 from tts_agent.engines.sglang import SGLangEngine
+from tts_agent.engines.sglang.diagnosis import diagnose
 from tts_agent.engines.sglang.processor import OFFSET, SLOTS, raw_logprobs
 from tts_agent.errors import ConfigError, EngineUnavailable
 from tts_agent.prefix import Prefix
@@ -83,6 +84,14 @@ async def test_a_router_whose_workers_are_out_of_reach_says_so(servers: Servers)
     router.model.behind = ["http://127.0.0.1:9"]
     with pytest.raises(EngineUnavailable, match="a router whose workers cannot be reached"):
         SGLangEngine(router.address, end_ids=[1])
+
+
+async def test_the_doctor_knows_a_router(servers: Servers) -> None:
+    router, *_ = servers
+    diagnosis = await diagnose(router.address, end_ids=[1])
+    assert diagnosis.supported and diagnosis.second is not None and diagnosis.second.cached > 200
+    said = "\n".join(diagnosis.lines())
+    assert "2 workers behind it" in said and "--enable-custom-logit-processor" not in said
 
 
 def test_seeds_that_were_dropped_on_the_way_are_noticed() -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from tts_agent import BestFirst, BestOfN, Budget, Outcome, ScriptedEngine, Thoug
 from tts_agent.engines import Fault
 from tts_agent.errors import ConfigError
 from tts_agent.events import Chosen, Deepened, Sampled
-from tts_agent.nodes import PlanState, create_planning_agent, make_plan_node
+from tts_agent.nodes import PlanState, TTSContext, create_planning_agent, make_plan_node, running_searches
 from tts_agent.nodes.review import CHOSE, WROTE
 from tts_agent.pocket import countdown_verifier
 from tts_agent.pocket.dialect import CountdownDialect
@@ -34,7 +36,7 @@ SMALL = Budget(computed_tokens=600)
 
 def agent_of(engine: ScriptedEngine, *, saver: Any = None, node: dict[str, Any] | None = None, **settings: Any) -> Any:
     chosen: dict[str, Any] = {"strategy": BestFirst(k=3, parallel=2), "budget": SMALL, "review": 3, "solvable": False}
-    graph: StateGraph[Any] = StateGraph(PlanState)
+    graph: StateGraph[Any] = StateGraph(PlanState, TTSContext)
     graph.add_node("plan", make_graph(engine, **(chosen | settings)).nodes["plan"].runnable, **(node or {}))
     graph.add_edge(START, "plan")
     graph.add_edge("plan", END)
@@ -166,7 +168,6 @@ BAD = [
     {"more": {"computed_tokens": -5}},
     {"more": {"computed_tokens": None}},
     {"more": {"tokens": 5}},
-    {"more": {}},
     {"more": 5},
     {"edit": "text"},
     {"edit": {}},
@@ -307,3 +308,40 @@ def test_an_agent_goes_on_from_what_a_reviewer_wrote() -> None:
     for candidate in question["candidates"]:
         expression = candidate["tool_calls"][0]["args"]["expression"]
         assert set(re.findall(r"\d+", expression)) <= {"24", "5", "1"}
+
+
+@both
+def test_a_run_that_has_more_by_now_goes_on(run: Callable[..., Any]) -> None:
+    """The limit was the run's: the context of the answer raises it."""
+    engine = make_engine()
+    agent = agent_of(engine, budget=None, run_budget=Budget(computed_tokens=600))
+    question = asked(run(agent, GO))
+    assert question["answers"]["more"] == []
+    asked(run(agent, Command(resume={"more": {}})))
+    assert engine.served.computed <= 600  # what had been held back for the decision is all there was
+    more = Command(resume={"more": {}})
+    context: Any = {"tts": {"run": {"computed_tokens": 1200}}}
+    if run is invoke:
+        result = agent.invoke(more, THREAD, context=context)
+    else:
+        result = asyncio.run(agent.ainvoke(more, THREAD, context=context))
+    assert asked(result)["usage"]["generated"] > question["usage"]["generated"]
+    assert 600 < engine.served.computed <= 1200
+
+
+def test_a_stopped_search_goes_on_when_the_reviewer_says_so() -> None:
+    engine = make_engine(pace=0.005)
+    agent = agent_of(engine, budget=Budget(calls=500), strategy=BestFirst(k=3, max_expansions=30))
+
+    def stop() -> None:
+        while not any(handle.usage.calls > 2 for handle in running_searches(thread="1")):
+            time.sleep(0.002)
+        running_searches(thread="1")[0].stop()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    question = asked(agent.invoke(GO, THREAD))
+    thread.join()
+    assert (question["stop"], question["cut"]) == ("cancelled", "stopped from outside")
+    again = asked(agent.invoke(Command(resume={"more": {}}), THREAD))
+    assert again["stop"] == "converged" and again["usage"]["calls"] > question["usage"]["calls"]

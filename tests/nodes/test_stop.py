@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from langgraph.types import RetryPolicy, Send, TimeoutPolicy
 
 from graphs.countdown import build
 from tests.nodes.world import BUDGET, STRATEGIES, make_engine, make_graph
-from tts_agent import Budget, ScriptedEngine, ThoughtTree, load_engine
+from tts_agent import BestFirst, Budget, ScriptedEngine, ThoughtTree, load_engine
+from tts_agent.engines import Fault
 from tts_agent.engines.embedded import EmbeddedEngine
 from tts_agent.engines.scripted import ScriptedStream
 from tts_agent.errors import BudgetError, EngineUnavailable
@@ -131,13 +133,16 @@ async def test_a_cancelled_run_aborts_what_runs_and_goes_on_in_another_process(t
     assert result["tts"]["outcome"]["stop"] == "solved"
 
 
-async def test_a_live_search_is_not_idle() -> None:
-    watched = Watched(pace=0.02)
-    policy = TimeoutPolicy(idle_timeout=0.5, refresh_on="heartbeat")
-    agent = graph_of(watched.engine, node={"timeout": policy}, flush_events=1, solvable=False).compile()
+@pytest.mark.parametrize("barrier", [False, True])
+async def test_a_live_search_is_not_idle(barrier: bool) -> None:
+    """What arrives counts, not what is stored: chunks are far apart."""
+    watched = Watched(pace=0.05)
+    policy = TimeoutPolicy(idle_timeout=1.0, refresh_on="heartbeat")
+    settings: dict[str, Any] = {"flush_seconds": 60.0, "flush_events": 10_000, "barrier": barrier, "solvable": False}
+    agent = graph_of(watched.engine, node={"timeout": policy}, **settings).compile()
     begun = time.monotonic()
     result = await agent.ainvoke(GO)
-    assert time.monotonic() - begun > 0.5
+    assert time.monotonic() - begun > 1.2
     assert result["tts"]["outcome"]["stop"] == "converged"
 
 
@@ -157,8 +162,6 @@ async def test_a_retry_after_a_timeout_waits_for_the_first_attempt_and_samples_n
 
 
 def test_what_a_retried_attempt_spent_is_known_to_the_next_process(tmp_path: Path) -> None:
-    from tts_agent.engines import Fault
-
     outage = {place: Fault("refused") for place in range(6, 12)}  # three losses raise, twice
     watched = Watched(faults=outage)
     settings: dict[str, Any] = {
@@ -303,3 +306,33 @@ async def test_the_embedded_engine_has_nothing_in_use_after_a_cancelled_run() ->
     )
     assert engine.counters.computed <= charged <= 4000
     await engine.aclose()
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_the_time_of_a_step_ends_every_one_of_many_side_by_side_with_the_best_so_far(asynchronous: bool) -> None:
+    """On a real clock, with one engine for all of them."""
+    engine = load_engine("embedded://pocket")
+    assert isinstance(engine, EmbeddedEngine)
+    plan = build(engine, strategy=BestFirst(k=4), budget=Budget(seconds=1.0), run_budget=None).nodes["plan"].runnable
+    puzzles = [f"Make {target} from 8 5 3 1 2 7" for target in range(190, 196)]
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(plan.ainvoke({"messages": [HumanMessage(puzzle)]}) for puzzle in puzzles))
+
+    if asynchronous:
+        updates = asyncio.run(together())
+    else:
+        with ThreadPoolExecutor(len(puzzles)) as threads:
+            updates = list(threads.map(lambda puzzle: plan.invoke({"messages": [HumanMessage(puzzle)]}), puzzles))
+    for update in updates:
+        outcome = update["tts"]["outcome"]
+        if not outcome["solved"]:
+            assert (outcome["stop"], outcome["limit"], outcome["cut"]) == (
+                "budget",
+                "seconds",
+                "stopped by the seconds limit",
+            )
+            assert outcome["usage"]["seconds"] >= 1.0
+        assert outcome["thoughts"] and outcome["decision"] and update["messages"]
+    assert not engine.counters.in_use
+    asyncio.run(engine.aclose())

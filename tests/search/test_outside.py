@@ -153,8 +153,8 @@ async def test_what_cannot_be_deepened_is_refused() -> None:
         search.deepen({"commit_tokens": 3})
     with pytest.raises(BudgetError, match="must be positive"):
         search.deepen({"computed_tokens": -3})
-    with pytest.raises(BudgetError, match="cannot raise 'nothing'"):
-        search.deepen({})
+    search.deepen({})
+    assert [event.kind for event in await search.chunk()][0] == "deepened"
     engine = make_engine()
     solved = Search(engine, make_task(engine), BestFirst(k=8), ledger=Ledger(Budget(calls=2000)), seed=1)
     await drive(solved)

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
@@ -14,6 +17,8 @@ from tts_agent import BestOfN, Budget, Sampling
 from tts_agent.dialects import TemplateDialect
 from tts_agent.engines.sglang import SGLangEngine
 from tts_agent.nodes import create_planning_agent
+
+ROOT = Path(__file__).parents[2]
 
 CALL = r"""
 root ::= "<tool_call>\n{\"name\": \"calculator\", \"arguments\": {\"expression\": \"" sum "\"}}\n</tool_call>"
@@ -68,3 +73,9 @@ async def test_an_assistants_tool_calls_have_the_form_they_must_have(qwen: Serve
     assert 0 < usage["generated"] <= 700
     assert qwen.metric("generation_tokens_total") - before <= 700
     await engine.aclose()
+
+
+def test_the_example_runs(pocket: Server) -> None:
+    command = [sys.executable, "examples/sglang.py", "--engine", f"sglang://127.0.0.1:{pocket.port}"]
+    said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "SGLang 0.5.23" in said and "solved (stop: solved)" in said

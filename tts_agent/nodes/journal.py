@@ -251,6 +251,8 @@ class Conversation:
         search = self._whole()
         await self._record(self._log)  # the trace may have been cut elsewhere than the journal: it begins anew
         thread, run = (None, None) if attempt is None else (attempt.thread, attempt.run)
+        if attempt is not None:
+            search.listen(attempt.heartbeat)
         self._handle = SearchHandle(search, node=self._node, thread=thread, run=run)
         enlist(self._handle)
         return search
@@ -268,7 +270,7 @@ class Conversation:
 
     @contextmanager
     def _watched(self, search: Search) -> Iterator[None]:
-        """Stop `search` when the graph is asked to come to an end; tell the graph of what is done by then."""
+        """Stop `search` when the graph is asked to come to an end."""
         attempt = self._attempt
         if attempt is None:
             yield
@@ -278,7 +280,6 @@ class Conversation:
             yield
         finally:
             looking.cancel()
-        attempt.heartbeat()
 
     async def _record(self, log: Sequence[Event]) -> None:
         if self._recorder is not None:

@@ -20,6 +20,8 @@ The graph goes on with ``Command(resume=answer)``, where `answer` is one of
 * ``{"choose": 3}``: one of the candidates;
 * ``{"edit": {"content": "...", "tool_calls": [{"name": ..., "args": {...}}]}}``: the reviewer's own decision;
 * ``{"more": {"calls": 20}}``: limits of the step are raised by so much, the search goes on, and asks again at its end.
+  ``{"more": {}}`` raises none: for a search that was stopped, or whose run has more (the run's budget is changed by
+  the context of the `invoke` that carries the answer, see `overrides.py`).
 
 Another answer is asked for again. Nothing that was sampled before is sampled again.
 """
@@ -141,7 +143,7 @@ class Review:
         if self.outcome.stop in (StopReason.BUDGET, StopReason.CANCELLED):
             limits = self.search.ledger.budget.to_json()
             answers["more"] = [name for name in limits if name != "commit_tokens"]
-        return {name: choices for name, choices in answers.items() if choices}
+        return answers if self._paths else {name: answers[name] for name in answers if name != "choose"}
 
     def read(self, answer: Any) -> Answer:
         """What `answer` means. Raises `ConfigError`, which lists the choices, for one that cannot be used."""
@@ -191,7 +193,7 @@ def read_edit(answer: Any) -> AIMessage | None:
 
 
 def _choices(known: Mapping[str, list[Any]]) -> str:
-    forms = {"choose": "one of {}", "edit": "an object of {}", "more": "an object of {}"}
+    forms = {"choose": "one of {}", "edit": "an object of {}", "more": "an object of {}, or an empty one to go on"}
     named = (f"{{{kind!r}: {forms[kind].format(', '.join(map(repr, known[kind])))}}}" for kind in known)
     return f"answer {' or '.join(named)}"
 

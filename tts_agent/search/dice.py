@@ -1,5 +1,6 @@
 """Randomness for strategies, which most of them never use."""
 
+import threading
 from random import Random
 
 
@@ -25,3 +26,16 @@ class Dice(Random):
     def getrandbits(self, k: int, /) -> int:
         self._ready()
         return super().getrandbits(k)
+
+
+class _Mine(threading.local):
+    def __init__(self) -> None:
+        self.dice = Dice(0)
+
+
+_mine = _Mine()
+
+
+def dice(seed: int) -> Dice:
+    """What draws as `Random(seed)` would until this thread asks again; each has one, since making it takes time."""
+    return _mine.dice.begun(seed)

@@ -42,7 +42,7 @@ from tts_agent.events import (
 from tts_agent.outcome import Outcome
 from tts_agent.prefix import Prefix
 from tts_agent.search.base import Allowance, Strategy
-from tts_agent.search.dice import Dice
+from tts_agent.search.dice import dice
 from tts_agent.search.inbox import Arrival, End, Inbox, Job, Order, Verdicts
 from tts_agent.search.state import Pending, SearchState
 from tts_agent.task import Task
@@ -130,7 +130,6 @@ class Search:
         self._fresh_taken = False
         self._to_reissue: list[Pending] = []
         self._virtual = 0.0
-        self._dice = Dice(0)
         self.state = SearchState(strategy, self.ledger, judged=verifier is not None)
         try:
             if log := _whole_chunks(log) if killed else log:
@@ -343,15 +342,21 @@ class Search:
         self._ask_from_outside(partial(self._deepen, dict(more)))
 
     def check_deeper(self, more: Mapping[str, float]) -> None:
-        """Raise `BudgetError` if `more` names what is no limit of this search, and for a search that is solved."""
+        """Raise `BudgetError` if `more` names what is no limit of this search, and for a search that is solved.
+
+        To raise nothing makes a search go on that was stopped, or whose run was given more.
+        """
         budget = self.ledger.budget
         budget.raised(more)
         limits = [name for name, limit in budget.to_json().items() if limit and name != "commit_tokens"]
-        if not more or (unlimited := sorted(set(more) - set(limits))):
-            named = ", ".join(limits) or "none"
-            raise BudgetError(f"cannot raise {unlimited if more else 'nothing'!r}; the search's own limits: {named}")
+        if unlimited := sorted(set(more) - set(limits)):
+            raise BudgetError(f"cannot raise {unlimited!r}; the search's own limits: {', '.join(limits) or 'none'}")
         if self.done and self.outcome().solved:
             raise BudgetError(f"the search is solved; raising its limits by {dict(more)!r} would find nothing more")
+
+    def listen(self, heard: Callable[[], None]) -> None:
+        """Have `heard` called for everything that arrives from the engine and the verifier, before it is handled."""
+        self._inbox.heard = heard
 
     def choose(self, thought: int | None, reason: str) -> None:
         """Decide in the strategy's place, once the search is done: `thought` is the end of the chosen path."""
@@ -448,7 +453,7 @@ class Search:
         planned = not self._out_of_time() and not (self._barrier and self._questions)
         while planned and self._stop is None and self._need is None:
             planned = False
-            rng = self._dice.begun(thought_seed(self._seed, -self.state.next_expansion - 1))
+            rng = dice(thought_seed(self._seed, -self.state.next_expansion - 1))
             for proposal in self.strategy.propose(self.state.strategy_state, self._allowance(), rng):
                 if isinstance(proposal, Prune):
                     self._emit(Pruned(proposal.thought, proposal.reason))
@@ -747,7 +752,7 @@ class Search:
         self._obey()
         self._out_of_time()
         while self._stop is None:
-            rng = self._dice.begun(thought_seed(self._seed, -self.state.next_expansion - 1))
+            rng = dice(thought_seed(self._seed, -self.state.next_expansion - 1))
             proposals = self.strategy.propose(self.state.strategy_state, self._allowance(), rng)
             prunes = [proposal for proposal in proposals if isinstance(proposal, Prune)]
             for prune in prunes:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from math import inf
 from typing import Literal, NamedTuple
@@ -70,6 +70,8 @@ class Inbox:
         self._news = asyncio.Event()
         self._crash: BaseException | None = None
         self._woken = False
+        self.heard: Callable[[], None] | None = None
+        """Called for every item that arrives."""
 
     def __len__(self) -> int:
         """Jobs that have not been handed out to their end."""
@@ -105,6 +107,8 @@ class Inbox:
     def _put(self, entry: _Running, item: Item, at: float) -> None:
         entry.at = at
         entry.items.append((at, item))
+        if self.heard is not None:
+            self.heard()
         self._news.set()
 
     async def batch(self, timeout: float | None, horizon: float | None = None) -> Batch:

@@ -69,6 +69,7 @@ class ServerDiagnosis:
         if info.version != TESTED_VERSION:
             lines.append(f"  version      this package is tested with {TESTED_VERSION}")
         lines += [f"  problem      {self.problem}"] if self.problem else []
+        lines += [f"  router       {info.workers} workers behind it; it passes on no seeds"] if info.workers else []
         lines += [
             f"  model        {info.model}",
             f"  context      {info.context} tokens",
@@ -97,7 +98,7 @@ def advise(info: ServerInfo) -> tuple[Advice, ...]:
             Advice("radix cache", "off: every branch computes its whole prompt again", "no --disable-radix-cache"),
         ),
         (
-            not info.processors,
+            not info.processors and not info.workers,
             Advice(
                 "seeds",
                 "samples cannot be repeated, and have log-probabilities at temperature 0 and 1 alone",
@@ -118,7 +119,7 @@ def advise(info: ServerInfo) -> tuple[Advice, ...]:
             Advice("hidden states", "verifiers cannot read them", "--enable-return-hidden-states"),
         ),
         (
-            not info.strict_thinking,
+            not info.strict_thinking and not info.workers,
             Advice("thinking", "max_thinking_tokens is not enforced", "--enable-strict-thinking and a parser"),
         ),
         (not info.priority, Advice("priority", "requests cannot overtake each other", "--enable-priority-scheduling")),

@@ -19,7 +19,7 @@ class ServerInfo:
     `context` counts prompt and completion together. `capacity` is the number of tokens that its KV cache holds,
     `running` the number of samples that it decodes at once. `chunk` is the number of prompt tokens that it computes in
     one step (None = any). `ahead` says that its scheduler runs one step ahead of what it tells. `workers` is the number
-    of such servers behind the address.
+    of such servers behind the router at the address (0 = there is no router).
     """
 
     address: str
@@ -43,7 +43,7 @@ class ServerInfo:
     tool_parser: str | None
     reasoning_parser: str | None
     grammar: str | None
-    workers: int = 1
+    workers: int = 0
 
     @classmethod
     def from_json(cls, address: str, data: object) -> Self:

@@ -87,7 +87,7 @@ class Worker:
             except EngineUnavailable:
                 self.fail()
                 raise
-            workers = self.info.workers if self.info is not None else 1
+            workers = self.info.workers if self.info is not None else 0
             self.info = replace(ServerInfo.from_json(self.address, data), workers=workers)
             self._down_until = 0.0
 
@@ -95,7 +95,7 @@ class Worker:
     async def admitted(self, tokens: int) -> AsyncIterator[None]:
         """Wait until so many more tokens fit into the server's cache beside what runs."""
         lane = self.lane
-        capacity = self.info.capacity * self.info.workers if self.info is not None else tokens
+        capacity = self.info.capacity * max(self.info.workers, 1) if self.info is not None else tokens
         begun = time.monotonic()
         while lane.held and (lane.held + tokens > capacity or await self._full(lane, capacity, begun)):
             lane.changed.clear()
