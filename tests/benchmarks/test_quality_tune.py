@@ -34,6 +34,17 @@ def test_trials_are_told_in_a_table_and_kept(tmp_path: Path, capsys: pytest.Capt
     assert (tmp_path / "rows.jsonl").read_text() == kept and kept.count("\n") == 2 * len(TEMPERATURES)
 
 
+def test_the_changes_of_tree_search_are_told_one_after_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune.main(["--changes", "--puzzles", "1", "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    rows = [line for line in told if line.startswith("| k=")]
+    assert len(rows) == 2 * len(tune.changes()) and "countdown5, best-first" in "".join(told)
+    assert rows[0].startswith("| k=2, discount=0.8, unseen=False, temperature 0.7 |")
+    assert "verdicts: oracle" in rows[-1] and rows[-1].startswith("| k=1, discount=0.9, reheat=1.0, greedy_first=True,")
+
+
 def test_unknown_families_and_arms_list_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert tune.main(["--families", "easy"]) == 2 and tune.main(["--arms", "greedy"]) == 2
     said = capsys.readouterr().err
