@@ -9,6 +9,7 @@ from typing import Any
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
+from graphs.kept import Kept
 from tools.calculator import calculator
 from tts_agent import BestFirst, Budget, load_engine
 from tts_agent.engines import Engine
@@ -19,6 +20,7 @@ from tts_agent.pocket.dialect import CountdownDialect
 ENGINE = "embedded://pocket"
 COMPUTED_TOKENS = 2500
 """What one run may compute, over all its decisions; what the first one finds is carried over to the others."""
+Agent = CompiledStateGraph[PlanState, None, PlanState, PlanState]
 
 
 def build(engine: Engine, **settings: Any) -> StateGraph[PlanState, None, PlanState, PlanState]:
@@ -31,6 +33,14 @@ def build(engine: Engine, **settings: Any) -> StateGraph[PlanState, None, PlanSt
     return create_planning_agent(engine, dialect=CountdownDialect(engine), tools=[calculator], **(chosen | settings))
 
 
-def graph() -> CompiledStateGraph[PlanState, None, PlanState, PlanState]:
+def graph() -> Agent:
     """The agent on the planner that ships with the package, which is loaded here and not before."""
     return build(load_engine(ENGINE)).compile()
+
+
+_kept: Kept[None, Agent] = Kept(lambda _: graph())
+
+
+async def agraph() -> Agent:
+    """The same for LangGraph's server (`langgraph.json`): one agent for all runs, and nothing blocks the event loop."""
+    return await _kept.get(None)

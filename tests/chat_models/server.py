@@ -169,7 +169,7 @@ class ChatServer:
         self.model.info |= {"tool_call_parser": "qwen25"} | info
         self._server = _Threads(("127.0.0.1", 0), _handler(self.model))
         self.address = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -185,8 +185,11 @@ def _parsed(body: Json) -> Json:
 
 
 def _separated(body: Json) -> Json:
+    # Reasoning is what begins with its tag, as the parsers see it.
     reasoning, end, text = body["text"].partition("</think>")
-    return {"reasoning_text": reasoning, "text": text} if end else {"reasoning_text": "", "text": body["text"]}
+    if "<think>" not in reasoning:
+        return {"reasoning_text": "", "text": body["text"]}
+    return {"reasoning_text": reasoning.removeprefix("<think>"), "text": text}
 
 
 def _handler(model: Model) -> type[BaseHTTPRequestHandler]:

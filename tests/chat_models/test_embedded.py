@@ -5,14 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.messages import AIMessageChunk, HumanMessage
 from langchain_core.tools import tool
 
 from tests import models
+from tests.dialects.world import TokenEngine, thinker
 from tests.engines.test_contract import scripted
+from tts_agent import Budget
 from tts_agent.chat_models import ChatSGLang
 from tts_agent.engines.embedded import EmbeddedEngine
 from tts_agent.errors import ConfigError
+from tts_agent.middleware import BudgetMiddleware
 
 
 @tool
@@ -89,3 +93,32 @@ def test_what_cannot_hold_a_conversation_is_refused(engine: EmbeddedEngine) -> N
         ChatSGLang(engine=engine, base_url="http://127.0.0.1:30000")
     with pytest.raises(ConfigError, match="different ids|cannot"):
         ChatSGLang(engine=scripted(), folder=models.llama()).invoke("Hello?")
+
+
+def test_a_template_that_opens_the_reasoning() -> None:
+    heard: list[str] = []
+
+    def say(prompt: str, seed: int) -> str:
+        heard.append(prompt)
+        return "So be it.\n</think>\n\nYes.<|im_end|>" if prompt.endswith("<think>\n") else '{"ok": true}<|im_end|>'
+
+    model = ChatSGLang(engine=TokenEngine(thinker(), say), folder=thinker(), max_tokens=60)
+    message = model.invoke("Is it?")
+    assert (message.text, message.additional_kwargs) == ("Yes.", {"reasoning_content": "So be it."})
+    # A grammar begins with the first token, so the reasoning is closed before.
+    assert model.invoke("Is it?", response_format={"type": "json_object"}).text == '{"ok": true}'
+    assert heard[-1].endswith("<think>\n\n</think>\n\n")
+
+
+def test_a_budget_in_tokens_is_hard_where_prompts_can_be_counted(engine: EmbeddedEngine, folder: Path) -> None:
+    model = ChatSGLang(engine=engine, folder=folder, max_tokens=200)
+    size = model.prompt_size([HumanMessage("Hello?")], {})
+    assert size.sure and size.tokens == model.invoke("Hello?").usage_metadata["input_tokens"]
+    limit = size.tokens + 70
+    guard = BudgetMiddleware(Budget(total_tokens=limit), prompt_bound=model.prompt_size)
+    agent = create_agent(model, [], middleware=[guard])  # a warning that it is soft would be an error here
+    for _ in range(6):
+        answer = agent.invoke({"messages": [HumanMessage("Hello?")]})["messages"][1]
+        assert size.tokens < answer.usage_metadata["total_tokens"] <= limit
+    with pytest.raises(ConfigError, match="pass folder="):
+        ChatSGLang(base_url="127.0.0.1:9").prompt_size([HumanMessage("Hello?")], {})

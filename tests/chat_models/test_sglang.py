@@ -62,6 +62,13 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
+class Weather(BaseModel):
+    """What the weather is like."""
+
+    city: str
+    degrees: int
+
+
 def asked(server: ChatServer) -> dict[str, Any]:
     """The parameters of the last request."""
     params: dict[str, Any] = server.model.bodies[-1]["sampling_params"][0]
@@ -155,6 +162,12 @@ async def test_tools_are_called_and_answered(server: ChatServer, connect: Open) 
     assert answer.usage_metadata["input_token_details"]["cache_read"] > call.usage_metadata["input_tokens"]
 
 
+async def test_an_agent_answers_with_an_object(server: ChatServer, connect: Open) -> None:
+    agent = create_agent(connect(server), [], response_format=Weather)
+    result = await agent.ainvoke({"messages": [HumanMessage("How is it in 'Bern'?")]})
+    assert result["structured_response"] == Weather(city="Bern", degrees=3)
+
+
 @pytest.mark.parametrize(
     ("choice", "names"),
     [("any", ["look_up", "add"]), ("required", ["look_up", "add"]), (True, ["look_up", "add"]), ("add", ["add"]),
@@ -217,13 +230,6 @@ def test_a_server_without_grammars_is_refused(connect: Open) -> None:
 
 
 # Structured answers
-
-
-class Weather(BaseModel):
-    """What the weather is like."""
-
-    city: str
-    degrees: int
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
@@ -341,3 +347,12 @@ def test_copies_of_a_model_share_its_connection(server: ChatServer, connect: Ope
     assert len(server.model.bodies) == served + 1, "a connection begins with questions about the model"
     assert model._get_ls_params()["ls_model_name"] == "served/elsewhere"
     assert model._get_ls_params(model="x", stop=["a"])["ls_model_name"] == "x"
+
+
+async def test_reasoning_in_another_form_waits_for_the_servers_parser(connect: Open) -> None:
+    server = ChatServer(reasoning_parser="gpt-oss")
+    server.model.says = "Plain words <|channel|> come at the end."
+    chunks = [chunk async for chunk in connect(server).astream("Hi")]
+    assert "".join(chunk.text for chunk in chunks[:-1]) == "Plain words"
+    assert whole(chunks).text == server.model.says
+    server.close()

@@ -43,7 +43,10 @@ def read_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> ToolChoice:
 
 
 def call_schema(tools: Sequence[Mapping[str, Any]], choice: ToolChoice, *, several: bool) -> str:
-    """JSON schema of a list of tool calls: of the tool named by `choice`, or of any; one of them, or `several`."""
+    """JSON schema of a list of tool calls: of the tool named by `choice`, or of any; one of them, or `several`.
+
+    Where a tool's schema refers to itself, what lies below the second level is left open.
+    """
     wanted = [tool for tool in tools if choice in ("any", tool_name(tool))]
     one = [_one_call(tool) for tool in wanted]
     items = one[0] if len(one) == 1 else {"anyOf": one}
@@ -70,6 +73,11 @@ def read_calls(text: str) -> Turn:
         return Turn("", calls=tuple(Call(str(call["name"]), dict(call["arguments"])) for call in said))
     except (ValueError, TypeError, KeyError) as error:
         return Turn(text.strip(), problem=f"the tool calls are not whole: {error}")
+
+
+def read_answer(text: str) -> Turn:
+    """The turn that says the JSON `text`, and has nothing else in it."""
+    return Turn(text.strip())
 
 
 def answer_schema(wanted: Any) -> str | None:

@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from secrets import randbits
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
@@ -24,12 +23,16 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation
 
 from tts_agent.chat_models.call import Call, ContextOverflow
-from tts_agent.chat_models.grammar import answer_schema, call_schema, read_calls, read_choice
+from tts_agent.chat_models.grammar import answer_schema, call_schema, read_answer, read_calls, read_choice
 from tts_agent.chat_models.link import Link
+from tts_agent.chat_models.voice import Asked
 from tts_agent.engines import load_engine
 from tts_agent.engines.base import Engine, Sampling
 from tts_agent.errors import ConfigError
 from tts_agent.nodes.loop import run_sync
+
+if TYPE_CHECKING:
+    from tts_agent.middleware.bounds import PromptSize
 
 __all__ = ("ChatSGLang", "ContextOverflow")
 
@@ -40,6 +43,7 @@ _DRAWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequen
 _SET = (*_DRAWN, "max_tokens", "n", "seed")
 _BOUND = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "model", "stream")
 
+_TOLD = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 _TOTALS = ("input_tokens", "output_tokens", "total_tokens")
 
 Method = Literal["json_schema", "function_calling", "json_mode"]
@@ -117,8 +121,9 @@ class ChatSGLang(BaseChatModel):
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
+        served = self.base_url if self.engine is None else self.engine.name
         settings = {name: getattr(self, name) for name in (*_SET, "stop", "chat_template_kwargs")}
-        return {"model": self._known_as(), "base_url": self.base_url, **settings}
+        return {"model": self.model_name, "served": served, **settings}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
@@ -136,6 +141,19 @@ class ChatSGLang(BaseChatModel):
     def get_token_ids(self, text: str) -> list[int]:
         """Ids of `text` by the model's own tokenizer."""
         return list(self._link.engine().encode(text))
+
+    def prompt_size(self, messages: Sequence[BaseMessage], params: Mapping[str, Any]) -> "PromptSize":
+        """Tokens of the prompt that `messages` become, with the tools in `params`: with
+        `BudgetMiddleware(..., prompt_bound=model.prompt_size)` limits on tokens are hard.
+
+        Raises `ConfigError` without a `folder`: whoever asks cannot wait for a server.
+        """
+        from tts_agent.middleware.bounds import PromptSize
+
+        if self.folder is None:
+            raise ConfigError("prompt_size needs the model's own folder; pass folder=, or count bytes with TextBound()")
+        given = {name: params[name] for name in _TOLD if params.get(name) is not None}
+        return PromptSize(len(self._prepare(list(messages), None, given).asked.prefix), True)
 
     def bind_tools(
         self,
@@ -210,10 +228,9 @@ class ChatSGLang(BaseChatModel):
         engine, voice = self._link.engine(), self._link.voice(tools)
         asked = voice.ask(cast(list[AnyMessage], messages))
         if schema is not None:
+            # The grammar begins with the first token, so the reasoning must be over.
             whole = asked.prefix.extend(engine.encode(asked.closing))
-            asked = replace(asked, prefix=whole, closing="", openers=("[",) if forced else ())
-        if forced:
-            asked = replace(asked, read=read_calls)
+            asked = Asked(whole, read_calls, openers=("[",)) if forced else Asked(whole, read_answer)
         sampling = Sampling(
             max_tokens=self._room(engine, len(asked.prefix), settings["max_tokens"]),
             **{name: settings[name] for name in _DRAWN},

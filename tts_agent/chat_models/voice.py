@@ -28,7 +28,15 @@ WRITTEN = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
 ANY_FORM = ("<", "[", "{", "◁", ">>>", "functools")
 """What tool calls or reasoning begin with in any format that servers have parsers for."""
 
-_WRITTEN_BY = {"qwen": "<tool_call>", "qwen25": "<tool_call>", "hermes": "<tool_call>", "mistral": "[TOOL_CALLS]"}
+_CALLS = {"qwen": "<tool_call>", "qwen25": "<tool_call>", "hermes": "<tool_call>", "mistral": "[TOOL_CALLS]"}
+"""What calls begin with, by the server's parser for them."""
+
+_REASONS_IN_TAGS = (
+    *(None, "deepseek-r1", "deepseek-v3", "glm45", "interns1", "kimi_k2", "nemotron_3", "qwen3", "qwen3-thinking"),
+    "step3",
+)
+"""Parsers of servers that look for the tags that are known here, and none at all."""
+
 _TAIL = 16  # ids at the end of a prompt in which its last tag is found
 
 
@@ -78,7 +86,7 @@ class TemplateVoice:
             turn = Turn.from_json(reading.action)
             return turn if turn.silent == reading.reason else replace(turn, problem=reading.reason)
 
-        return Asked(task.root, read, _closing(self._engine, task.root), self._openers)
+        return Asked(task.root, read, _opened(self._engine, task.root)[1], self._openers)
 
 
 class Renders(Engine, Protocol):
@@ -104,15 +112,18 @@ class ServerVoice:
         self.end_ids = engine.capabilities.end_ids
         if tools:
             engine.read_turn("", tools=self._tools)  # before anything is sampled that nobody can read
-        known = _WRITTEN_BY.get(engine.info.tool_parser or "") if tools else ""
-        reasons = engine.info.reasoning_parser is not None
-        self._openers = () if known == "" and not reasons else (known,) if known and not reasons else ANY_FORM
+        known = _CALLS.get(engine.info.tool_parser or "") if tools else ""
+        self._openers: tuple[str, ...] = (known,) if known else ()
+        if known is None or engine.info.reasoning_parser not in _REASONS_IN_TAGS:
+            self._openers = ANY_FORM
 
     def ask(self, messages: Sequence[AnyMessage]) -> Asked:
         check_news(messages)
         said = [_as_openai(message) for message in chat(messages)]
         prefix = self._engine.render(said, tools=self._tools, variables=self._variables)
-        return Asked(prefix, self._read, _closing(self._engine, prefix), self._openers)
+        opening, closing = _opened(self._engine, prefix)
+        # NOTE: a parser sees the turn alone, and takes it for reasoning only if that begins in it.
+        return Asked(prefix, lambda text: self._read(opening + text), closing, self._openers)
 
     def _read(self, text: str) -> Turn:
         try:
@@ -134,7 +145,7 @@ def _as_openai(message: ChatMessage) -> ChatMessage:
     return {**message, "tool_calls": calls}
 
 
-def _closing(engine: Engine, prefix: Prefix) -> str:
-    """The text that ends the reasoning which a prompt opens."""
+def _opened(engine: Engine, prefix: Prefix) -> tuple[str, str]:
+    """What begins the reasoning that a prompt opens, and the text that ends it; empty if it opens none."""
     tail = engine.decode(prefix.ids[-_TAIL:]).rstrip()
-    return next((f"\n{end}\n\n" for begin, end in THINKING if tail.endswith(begin)), "")
+    return next(((begin, f"\n{end}\n\n") for begin, end in THINKING if tail.endswith(begin)), ("", ""))

@@ -30,24 +30,27 @@ def beginnings(labels: Sequence[tuple[int, ...]]) -> list[dict[Beginning, tuple[
 
 @dataclass(slots=True)
 class Asked:
-    """A question about one prompt: what has been found out, and what it took."""
+    """A question about one prompt: what has been found out, and how many tokens that took."""
 
     prompt: tuple[int, ...]
     found: dict[Beginning, Mapping[int, float]] = field(default_factory=dict)
-    usage: Usage = field(default_factory=lambda: Usage(calls=1))
+    computed: int = 0
 
     def answer(self, labels: Sequence[tuple[int, ...]]) -> LabelScores:
-        """The scores of `labels`: a label's is the sum over its tokens, each after those before it."""
+        """The scores of `labels`: a label's is the sum over its tokens, each after those before it.
+
+        The prompt counts once, and so does each token with which a label is continued; what was computed again, because
+        the server had thrown it out between two levels, counts in the place of what would have come from its cache.
+        """
+        tokens = len(self.prompt) + sum(1 for beginning in self.found if beginning)
+        usage = Usage(prompt_computed=self.computed, prompt_cached=max(tokens - self.computed, 0), calls=1)
         return LabelScores(
-            tuple(sum(self.found[label[:i]][token] for i, token in enumerate(label)) for label in labels), self.usage
+            tuple(sum(self.found[label[:i]][token] for i, token in enumerate(label)) for label in labels), usage
         )
 
     def take(self, beginning: Beginning, reply: Reply) -> None:
         self.found[beginning] = {int(entry[1]): min(entry[0], 0.0) for entry in asked_logprobs(reply.meta)[0]}
-        computed = reply.prompt - reply.cached
-        # A label's own tokens are computed one by one after the prompt, which counts once.
-        cached = reply.cached if not beginning else 0
-        self.usage += Usage(prompt_computed=computed, prompt_cached=cached)
+        self.computed += reply.prompt - reply.cached
 
 
 async def ask(desk: Desk, worker: Worker, asked: Sequence[Asked], labels: Sequence[tuple[int, ...]]) -> None:
