@@ -3,8 +3,10 @@
 python -m benchmarks.middleware --json
 
 Each arm is an agent of LangChain that makes one decision from `candidates` calls of one model, which answers at once:
-`bare` awaits the handler so many times and takes the first answer, `search` is `PlanSearchMiddleware` with a judge, and
-`budget` is the bare arm inside a `BudgetMiddleware` of hard tokens. The arms take turns; figures are medians of CPU.
+`bare` awaits the handler so many times and takes the first answer, and `search` is `PlanSearchMiddleware` with a judge.
+`idle` is the bare arm inside a middleware that only hands on, and `budget` inside a `BudgetMiddleware` of hard tokens.
+What they add, `search` to `bare` and `budget` to `idle`, is divided by the candidates. The arms take turns; figures are
+medians of CPU.
 """
 
 import argparse
@@ -59,6 +61,15 @@ class Bare(AgentMiddleware[Any, Any, Any]):
         return (await asyncio.gather(*(handler(request) for _ in range(self.n))))[0]
 
 
+class Idle(AgentMiddleware[Any, Any, Any]):
+    """Hands on."""
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> ModelResponse[Any]:
+        return await handler(request)
+
+
 def judge(candidate: Candidate) -> float:
     return 1 / (1 + len(candidate.message.text))
 
@@ -69,6 +80,7 @@ def agents(n: int) -> dict[str, Any]:
     middleware: dict[str, list[Any]] = {
         "bare": [Bare(n)],
         "search": [PlanSearchMiddleware(n, judge=judge, concurrency=n)],
+        "idle": [Idle(), Bare(n)],
         "budget": [guard, Bare(n)],
     }
     return {name: create_agent(model, [], middleware=each) for name, each in middleware.items()}
@@ -91,14 +103,15 @@ async def measure(n: int, rounds: int) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.middleware", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--candidates", type=int, nargs="*", default=[4, 16, 64], help="of a decision (4 16 64)")
-    parser.add_argument("--rounds", type=int, default=15, help="interleaved runs of each arm (15)")
+    parser.add_argument("--candidates", type=int, nargs="*", default=[1, 4, 16, 64], help="of a decision (1 4 16 64)")
+    parser.add_argument("--rounds", type=int, default=31, help="interleaved runs of each arm (31)")
     options = parser.parse_args(argv)
-    print("milliseconds of CPU a decision, and above the bare handler for each candidate")
+    print("milliseconds of CPU a decision, and what is added for each candidate")
     rows = []
     for n in options.candidates:
         cost = asyncio.run(measure(n, options.rounds))
-        above = {f"{arm}_above_bare_ms": round((cost[arm] - cost["bare"]) / n, 3) for arm in ("search", "budget")}
+        pairs = {"search": "bare", "budget": "idle"}
+        above = {f"{arm}_above_{base}_ms": round((cost[arm] - cost[base]) / n, 3) for arm, base in pairs.items()}
         rows.append({"candidates": n, **{f"{arm}_ms": round(value, 2) for arm, value in cost.items()}, **above})
         costs = "   ".join(f"{arm} {value:7.2f}" for arm, value in cost.items())
         print(f"  {n:4} candidates   {costs}   {above}")

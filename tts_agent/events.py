@@ -21,7 +21,7 @@ from tts_agent.prefix import Prefix, pack_ids, unpack_ids
 from tts_agent.thought import Expansion, StopReason, Thought, Unverified, Verdict
 from tts_agent.usage import ZERO, Usage
 
-VERSION = 1
+VERSION = 2
 """Version of the log's JSON. A reader refuses every other."""
 
 COMMIT = -1

@@ -36,6 +36,7 @@ class Reading(NamedTuple):
     action: Any = None  # the parsed action, plain JSON; what an agent would do
     key: str | None = None  # canonical form: two thoughts with one key are the same, and the later one is merged
     reason: str = ""  # why it is invalid, dead or solved; of an open text, why it cannot be the end
+    verdict: "Verdict | Unverified | None" = None  # how good it is, where that is known at once; no verifier is asked
 
 
 class Thought(NamedTuple):

@@ -25,7 +25,7 @@ from tts_agent.middleware import BudgetMiddleware, BudgetRefusal, TextBound
 from tts_agent.nodes import SharedBudget
 from tts_agent.nodes import shared as shared_module
 
-GO: Any = {"messages": [HumanMessage("go")]}
+GO: Any = {"messages": [("user", "go")]}  # another message each time
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 
 

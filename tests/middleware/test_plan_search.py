@@ -14,7 +14,7 @@ from langchain.agents.middleware import (
     ModelRetryMiddleware,
     dynamic_prompt,
 )
-from langchain.agents.structured_output import ToolStrategy
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGenerationChunk
 from langgraph.checkpoint.memory import InMemorySaver
@@ -64,6 +64,33 @@ def test_without_a_judge_the_candidates_vote() -> None:
     model = Teller(lambda messages, call: "blue" if call in (1, 3, 4) else f"red {call}")
     result = create_agent(model, [], middleware=[PlanSearchMiddleware(5)]).invoke(GO)
     assert result["messages"][-1].text == "blue" and result["messages"][-1].response_metadata["tts"]["score"] == 0.6
+
+
+async def test_equal_candidates_are_judged_once_also_while_the_judge_is_at_it() -> None:
+    asked: list[str] = []
+
+    async def judge(candidate: Candidate) -> float:
+        asked.append(candidate.text)
+        await asyncio.sleep(0.01)
+        return len(asked) / 10
+
+    model = Teller(lambda messages, call: ("red", "blue")[call % 2])
+    agent = create_agent(model, [], middleware=[PlanSearchMiddleware(6, judge=judge)])
+    result = await agent.ainvoke(GO)
+    assert sorted(asked) == ["blue", "red"] and result["messages"][-1].response_metadata["tts"]["candidates"] == 6
+
+
+async def test_a_judge_that_never_answers_leaves_the_first_response() -> None:
+    async def judge(candidate: Candidate) -> float:
+        await asyncio.sleep(3600)
+        return 1.0
+
+    before = asyncio.all_tasks()
+    search = PlanSearchMiddleware(3, judge=judge, budget=Budget(seconds=0.2))
+    result = await create_agent(Teller(number), [add], middleware=[search]).ainvoke(GO)
+    assert [message.type for message in result["messages"]] == ["human", "ai", "tool", "ai"]
+    await asyncio.sleep(0.05)
+    assert asyncio.all_tasks() == before  # and nothing of it goes on
 
 
 async def test_a_judge_may_wait_fail_or_have_nothing_to_say() -> None:
@@ -159,6 +186,34 @@ class TestStructuredOutput:
         search = PlanSearchMiddleware(3, judge=self.judge)
         result = create_agent(Teller(say), [], response_format=ToolStrategy(Fact), middleware=[search]).invoke(GO)
         assert result["structured_response"] == Fact(value=5)
+
+
+class TestProviderStrategy:
+    """Structured output that the provider sees to: the message itself is the object."""
+
+    @staticmethod
+    def judge(candidate: Candidate) -> float:
+        return float(candidate.response.structured_response.value) / 100
+
+    @pytest.mark.parametrize("sync", [True, False])
+    def test_the_best_object_is_given_with_its_message(self, sync: bool) -> None:
+        model = Teller(lambda messages, call: Fact(value=call).model_dump_json())
+        search = PlanSearchMiddleware(4, judge=self.judge)
+        result = invoke(create_agent(model, [], response_format=ProviderStrategy(Fact), middleware=[search]), sync)
+        assert result["structured_response"] == Fact(value=3)
+        assert result["messages"][-1].text == Fact(value=3).model_dump_json()
+        assert [message.type for message in result["messages"]] == ["human", "ai"]
+
+    def test_one_that_is_no_object_fails_alone(self) -> None:
+        model = Teller(lambda messages, call: "no json" if call == 3 else Fact(value=call).model_dump_json())
+        search = PlanSearchMiddleware(4, judge=self.judge)
+        result = create_agent(model, [], response_format=ProviderStrategy(Fact), middleware=[search]).invoke(GO)
+        assert result["structured_response"] == Fact(value=2)
+
+
+async def test_it_works_synchronously_inside_a_running_loop() -> None:
+    agent = create_agent(Teller(number), [add], middleware=[PlanSearchMiddleware(4, judge=largest)])
+    assert agent.invoke(GO)["messages"][-1].text == "7"
 
 
 class TestOtherMiddleware:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 
@@ -16,7 +15,7 @@ from tts_agent import BestFirst, Budget
 from tts_agent.middleware import BudgetMiddleware
 from tts_agent.nodes import PlanState, SharedBudget, make_plan_node
 
-GO: Any = {"messages": [HumanMessage("go")]}
+GO: Any = {"messages": [("user", "go")]}  # another message each time
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 
 

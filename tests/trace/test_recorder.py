@@ -189,8 +189,8 @@ def test_a_killed_search_goes_on_from_its_trace(tmp_path: Path) -> None:
 
 def test_another_version_is_refused_naming_both(trace: Recorded, tmp_path: Path) -> None:
     path = tmp_path / "new.jsonl"
-    path.write_bytes(trace.content.replace(b'"version":1', b'"version":7', 1))
-    with pytest.raises(LogError, match=r"version 7.*version 1"):
+    path.write_bytes(trace.content.replace(b'"version":%d' % VERSION, b'"version":7', 1))
+    with pytest.raises(LogError, match=rf"version 7.*version {VERSION}"):
         read(path)
 
 

@@ -15,6 +15,7 @@ from tts_agent.budget import Budget, fit
 from tts_agent.errors import BudgetError, ConfigError
 from tts_agent.middleware.bounds import PromptBound, estimate
 from tts_agent.middleware.meter import CAPS, BudgetRefusal, Meter, current_meter, metering
+from tts_agent.middleware.request import changed
 from tts_agent.nodes.account import Account
 from tts_agent.nodes.shared import SharedBudget
 from tts_agent.nodes.spent import BUDGETS, merge_budgets
@@ -189,7 +190,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         )
         if fits is None:
             visit.refuse(meter.refuses(meter.bound(prompt, min(LEAST_TOKENS, wanted))) or "total_tokens")
-        return request.override(model_settings={**request.model_settings, argument: fits.max_tokens})
+        return changed(request, model_settings={**request.model_settings, argument: fits.max_tokens})
 
     @staticmethod
     def prompt_size(request: ModelRequest[Any], meter: Meter) -> int:

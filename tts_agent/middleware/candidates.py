@@ -3,7 +3,9 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from inspect import isawaitable
 from typing import Any, Self
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
@@ -12,16 +14,17 @@ from langgraph.errors import GraphBubbleUp
 
 from tts_agent.engines.base import Capabilities, Completion, Label, LabelScores, Sampling
 from tts_agent.errors import ConfigError
+from tts_agent.middleware.journal import Ask
 from tts_agent.middleware.meter import reported
 from tts_agent.prefix import Prefix
 from tts_agent.task import Task
-from tts_agent.thought import Reading, Thought
+from tts_agent.thought import Reading, Thought, Unverified, Verdict
 from tts_agent.usage import ZERO, Usage
 
 END = 2**32 - 1
 """The id that stands after a response."""
 
-Ask = Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+ENDS = frozenset((END,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,29 +33,75 @@ class Candidate:
 
     request: ModelRequest[Any]
     response: ModelResponse[Any]
+    message: AIMessage = field(init=False)
+    """What the model said; a `ToolMessage` of structured output may stand after it in `response.result`."""
+    text: str = field(init=False)
+    """Its text, and its tool calls as JSON."""
+
+    def __post_init__(self) -> None:
+        message = next(message for message in self.response.result if isinstance(message, AIMessage))
+        calls = [json.dumps({"name": call["name"], "arguments": call["args"]}) for call in message.tool_calls]
+        object.__setattr__(self, "message", message)
+        object.__setattr__(self, "text", "\n".join(filter(None, (message.text, *calls))))
 
     @property
-    def message(self) -> AIMessage:
-        """What the model said; a `ToolMessage` of structured output may stand after it in `response.result`."""
-        return next(message for message in self.response.result if isinstance(message, AIMessage))
-
-    @property
-    def text(self) -> str:
-        """Its text, and its tool calls as JSON."""
-        calls = [json.dumps({"name": call["name"], "arguments": call["args"]}) for call in self.message.tool_calls]
-        return "\n".join(filter(None, (self.message.text, *calls)))
+    def key(self) -> str:
+        """What it wants to do: candidates with equal keys are the same decision."""
+        calls = self.message.tool_calls
+        return json.dumps([[call["name"], call["args"]] for call in calls], sort_keys=True) if calls else self.text
 
     @property
     def defect(self) -> str:
         """Why it is no decision that could be acted on; empty if it is one."""
-        note = self.message.response_metadata.get("tts")
+        message, response = self.message, self.response
+        note = message.response_metadata.get("tts")
         if isinstance(note, dict) and note.get("stop") == "budget":
             return "the budget refused the call"
-        if self.message.invalid_tool_calls:
-            return f"a tool call cannot be read: {self.message.invalid_tool_calls[0].get('error')}"
-        if self.response.structured_response is None and any(isinstance(m, ToolMessage) for m in self.response.result):
+        if message.invalid_tool_calls:
+            return f"a tool call cannot be read: {message.invalid_tool_calls[0].get('error')}"
+        if response.structured_response is None and any(isinstance(said, ToolMessage) for said in response.result):
             return "the structured output does not fit its schema"
-        return "" if self.message.text or self.message.tool_calls or self.message.content else "it says nothing"
+        return "" if self.text or message.content else "it says nothing"
+
+
+Said = Verdict | Unverified
+
+Score = float | bool | Said | None
+"""What a judge says of a candidate: a score in [0, 1], a verdict, or None for "cannot say"."""
+
+Judge = Callable[[Candidate], Score | Awaitable[Score]]
+
+JUDGE = "judge"
+"""What a function that judges is called among verifiers."""
+
+
+def _said(score: Score) -> Said:
+    """The verdict that `score` stands for. Raises what `Verdict` raises for a number that is none."""
+    if isinstance(score, (Verdict, Unverified)):
+        return score
+    return Unverified("the judge cannot say", JUDGE) if score is None else Verdict(float(score), "", JUDGE)
+
+
+async def _awaited(score: Awaitable[Score]) -> Said:
+    try:
+        return _said(await score)
+    except Exception as error:  # foreign code, as above
+        return _failure(error)
+
+
+def _failure(error: Exception) -> Unverified:
+    return Unverified(f"{type(error).__name__}: {error}", JUDGE)
+
+
+# Values that are the same for every decision, which an agent with one candidate would feel.
+@lru_cache(64)
+def _sampling(max_tokens: int) -> Sampling:
+    return Sampling(max_tokens=max_tokens, stop_ids=(END,))
+
+
+@lru_cache(64)
+def _request(size: int) -> Prefix:
+    return Prefix((0,) * size)
 
 
 class CandidateEngine:
@@ -67,33 +116,58 @@ class CandidateEngine:
         ids=False, continues=False, seeds=False, label_logprobs=False, aborts=False, end_ids=(END,)
     )
 
-    def __init__(self, request: ModelRequest[Any], ask: Ask, *, concurrency: int, prompt: int = 1) -> None:
+    def __init__(self, request: ModelRequest[Any], *, judge: Judge | None, concurrency: int, prompt: int = 1) -> None:
         self.request = request
-        self.found: list[Candidate] = []
-        """Responses in the order in which they came."""
+        self.ask: Ask | None = None
+        """Has the model answer once; to be set before the search begins."""
         self.errors: list[Exception] = []
-        self._ask = ask
+        self._judge = judge
+        self._verdicts: dict[str, Said | asyncio.Task[Said]] = {}  # by what a candidate wants to do
+        self._found: dict[int, Candidate] = {}  # by the identity of the response
         self._gate = asyncio.Semaphore(concurrency)
         self._prompt = prompt
         self._texts = [""]  # by id; 0 is the request
         self._readings: dict[str, Reading] = {}
         self._by_id: dict[int, Candidate] = {}
 
+    @property
+    def found(self) -> list[Candidate]:
+        """Responses in the order in which they came."""
+        return list(self._found.values())
+
     def task(self, max_tokens: int) -> Task:
         """The search for a response; a budget counts `max_tokens` for one before it comes."""
-        sampling = Sampling(max_tokens=max_tokens, stop_ids=(END,))
-        return Task(
-            root=Prefix((0,) * self._prompt),
-            thought=sampling,
-            answer=sampling,
-            read=self._read,
-            end_ids=frozenset((END,)),
-            max_depth=1,
-        )
+        sampling, root = _sampling(max_tokens), _request(self._prompt)
+        return Task(root=root, thought=sampling, answer=sampling, read=self._read, end_ids=ENDS, max_depth=1)
 
     def candidate(self, thought: Thought) -> Candidate:
         """The response that `thought` stands for."""
         return self._by_id[thought.ids[0]]
+
+    def heard(self, response: ModelResponse[Any]) -> Candidate:
+        """Know of a response as soon as it is there, whatever becomes of it."""
+        candidate = self._found.get(id(response))
+        if candidate is None:
+            candidate = self._found[id(response)] = Candidate(self.request, response)
+        return candidate
+
+    async def judged(self, candidate: Candidate) -> Said | None:
+        """What the judge says of a candidate that could be acted on, of equal ones once. None without a judge."""
+        if self._judge is None or candidate.defect:
+            return None
+        key = candidate.key
+        said = self._verdicts.get(key)
+        if said is None:
+            said = self._verdicts[key] = self._begin(self._judge, candidate)
+        return await asyncio.shield(said) if isinstance(said, asyncio.Task) else said
+
+    @staticmethod
+    def _begin(judge: Judge, candidate: Candidate) -> "Said | asyncio.Task[Said]":
+        try:
+            score = judge(candidate)
+            return asyncio.create_task(_awaited(score)) if isawaitable(score) else _said(score)
+        except Exception as error:  # foreign code: its failure is not a verdict
+            return _failure(error)
 
     def _read(self, parent: Thought | None, text: str) -> Reading:
         return self._readings[text]
@@ -104,28 +178,28 @@ class CandidateEngine:
     async def complete(self, index: int) -> Completion:
         """One call of the handler. Used by the engine's streams."""
         try:
-            response = await self._ask(self.request)
+            assert self.ask is not None
+            answer = await self.ask(self.request)
         except GraphBubbleUp:
             raise  # an interrupt of the graph is no failure
         except Exception as error:  # providers and other middleware raise classes of their own
             return Completion(index, (self._failed(error), END), "stop", Usage(calls=1))
-        candidate = Candidate(self.request, response)
-        return Completion(index, (self._keep(candidate), END), "stop", self._usage(candidate))
+        candidate = self.heard(answer.response)
+        number = self._keep(candidate, answer.verdict)
+        return Completion(index, (number, END), "stop", self._usage(candidate))
 
     def _failed(self, error: Exception) -> int:
         self.errors.append(error)
         reason = f"{type(error).__name__}: {error}"
         return self._add(f"[{reason}]", Reading("invalid", reason=reason))
 
-    def _keep(self, candidate: Candidate) -> int:
-        self.found.append(candidate)
+    def _keep(self, candidate: Candidate, verdict: Said | None) -> int:
         text, message = candidate.text, candidate.message
         action = {"content": message.text, "tool_calls": [[call["name"], call["args"]] for call in message.tool_calls]}
         if defect := candidate.defect:
             number = self._add(text, Reading("invalid", action, reason=defect))
         else:
-            key = json.dumps(action["tool_calls"], sort_keys=True) if message.tool_calls else text
-            number = self._add(text, Reading("complete", action, key))
+            number = self._add(text, Reading("complete", action, candidate.key, verdict=verdict))
         self._by_id[number] = candidate
         return number
 
@@ -159,16 +233,24 @@ class CandidateEngine:
         return "".join(self._texts[token] for token in ids if token and token != END)
 
     async def aclose(self) -> None:
-        """Nothing to free: calls end with their streams."""
+        """Stop the judges that are still at it; calls end with their streams."""
+        for said in self._verdicts.values():
+            if isinstance(said, asyncio.Task):
+                said.cancel()
 
 
 class CandidateStream:
     """The running calls of one request."""
 
     def __init__(self, engine: CandidateEngine, calls: int) -> None:
-        self._tasks = {asyncio.create_task(engine.gated(index)) for index in range(calls)}
+        self._engine, self._left = engine, calls
+        self._tasks: set[asyncio.Task[Completion]] = set()
+        self._reader: asyncio.Task[Any] | None = None
+        self._aborted = False
+        if calls == 1:
+            return  # a single call needs no task of its own: whoever reads the stream makes it
         self._done: asyncio.Queue[asyncio.Task[Completion]] = asyncio.Queue()
-        self._left = calls
+        self._tasks = {asyncio.create_task(engine.gated(index)) for index in range(calls)}
         for task in self._tasks:
             task.add_done_callback(self._done.put_nowait)
 
@@ -178,6 +260,8 @@ class CandidateStream:
     async def __anext__(self) -> Completion:
         if not self._left:
             raise StopAsyncIteration
+        if not self._tasks:
+            return await self._alone()
         task = await self._done.get()
         if task.cancelled():  # by `abort`
             raise StopAsyncIteration
@@ -188,10 +272,27 @@ class CandidateStream:
             await self.abort()
             raise
 
+    async def _alone(self) -> Completion:
+        self._reader = reader = asyncio.current_task()
+        try:
+            completion = await self._engine.gated(0)
+        except asyncio.CancelledError:
+            if not self._aborted or reader is None:
+                raise
+            reader.uncancel()
+            raise StopAsyncIteration from None
+        finally:
+            self._reader = None
+        self._left = 0
+        return completion
+
     async def abort(self) -> Usage | None:
         """See `Stream.abort`; nobody says what a call that was cancelled had cost."""
         running = [task for task in self._tasks if not task.done()]
         unread, self._left = self._left, 0
+        self._aborted = True
+        if self._reader is not None:
+            self._reader.cancel()
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

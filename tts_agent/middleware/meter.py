@@ -124,7 +124,7 @@ class Meter(BaseCallbackHandler):
 
     def bound(self, prompt: int, generated: int) -> Usage:
         """The most that one call with such a prompt and such an answer may use."""
-        return self._priced(Usage(prompt_computed=prompt, generated=generated, decoded=generated, calls=1))
+        return self.priced(Usage(prompt_computed=prompt, generated=generated, decoded=generated, calls=1))
 
     def refuses(self, bound: Usage) -> str | None:
         """The first unit that leaves no room for `bound`, in any of the accounts."""
@@ -148,7 +148,7 @@ class Meter(BaseCallbackHandler):
         """Whether any limit is about more than calls and seconds."""
         return any(limit is not None for limit in self.ledger.limits()[1:])
 
-    def _priced(self, usage: Usage) -> Usage:
+    def priced(self, usage: Usage) -> Usage:
         return usage if self.prices is None else usage._replace(dollars=self.prices.dollars(usage))
 
     # --- settling
@@ -159,7 +159,7 @@ class Meter(BaseCallbackHandler):
             if self.counts_tokens:
                 self.note("a model reports no usage, so its calls are charged at what was reserved for them")
             return bound
-        usage = self._priced(reported)
+        usage = self.priced(reported)
         if self.counts_tokens and (usage.prompt > bound.prompt or usage.generated > bound.generated):
             self.note("a model used more than was reserved for its call, so a limit may have been passed")
         return usage

@@ -1,10 +1,11 @@
 """The next action of an agent, found by search."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from inspect import isawaitable
+from math import inf
+from operator import is_
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,25 +16,21 @@ from langgraph.constants import TAG_NOSTREAM
 from tts_agent.budget import Budget, Ledger
 from tts_agent.errors import ConfigError
 from tts_agent.middleware.bounds import estimate
-from tts_agent.middleware.candidates import Ask, Candidate, CandidateEngine
+from tts_agent.middleware.candidates import Candidate, CandidateEngine, Judge
+from tts_agent.middleware.journal import Answer, Ask, akept, kept, stores
 from tts_agent.middleware.meter import BudgetRefusal, current_meter
+from tts_agent.middleware.request import changed
 from tts_agent.nodes.audience import Audience
 from tts_agent.nodes.loop import run_sync
 from tts_agent.nodes.observed import open_search
 from tts_agent.nodes.transformer import TTSTransformer
 from tts_agent.outcome import Outcome
 from tts_agent.search import BestOfN, Strategy, make_strategy
-from tts_agent.thought import Unverified, Verdict
+from tts_agent.thought import Verdict
 from tts_agent.trace.recorder import Recorder
-from tts_agent.tree import Branch
-from tts_agent.usage import ZERO, Prices, Usage
+from tts_agent.usage import Prices
 from tts_agent.verifiers import AgreementVerifier
-from tts_agent.verifiers.base import Scope, Verifier
-
-Score = float | bool | Verdict | Unverified | None
-"""What a judge says of a candidate: a score in [0, 1], a verdict, or None for "cannot say"."""
-
-Judge = Callable[[Candidate], Score | Awaitable[Score]]
+from tts_agent.verifiers.base import Verifier
 
 MARGIN = 0.1
 """Share of the time that is left to a run which is kept for choosing."""
@@ -58,7 +55,9 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
     * Retries and fallbacks inside (after) this middleware work for each candidate, those around it for the whole step.
 
     When no candidate can be acted on, the agent gets what it would have got without a search: the first response, or
-    the error. A step that is interrupted is sampled anew when it is resumed.
+    the error. With a checkpointer every candidate that came is stored with what a judge (that is no `Verifier`) said of
+    it: an agent that was killed goes on with `invoke(None, config)`, and neither samples nor judges nor charges those
+    again. What had failed is tried again.
     """
 
     transformers = (TTSTransformer,)
@@ -89,7 +88,9 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
             )
         size = 4 if n is None else n
         self._strategy = make_strategy(BestOfN(n=size, width=max(size, 1)) if strategy is None else strategy)
-        self._judge = judge
+        is_verifier = judge is not None and hasattr(judge, "scope")
+        self._judge = None if is_verifier else cast(Judge | None, judge)
+        self._verifier = cast(Verifier, judge) if is_verifier else AgreementVerifier() if judge is None else None
         self._budget = (budget or Budget()).override({"commit_tokens": 0})
         self._prices, self._temperature, self._seed = prices, temperature, seed
         self._concurrency, self._output_tokens = concurrency, output_tokens
@@ -106,41 +107,64 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
+        engine, audience = self._engine(request), Audience.here(name=self.name, candidates=not self._quiet)
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="tts-agent-candidate") as pool:
 
-            async def ask(attempt: ModelRequest[Any]) -> ModelResponse[Any]:
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(pool, copy_context().run, handler, attempt)
+            def answer(attempt: ModelRequest[Any]) -> Answer:
+                response = handler(attempt)
+                # All judging is done by one thread, as long as it does not wait.
+                return Answer(response, run_sync(engine.judged(engine.heard(response))))
 
-            return run_sync(self._plan(request, ask))
+            def plan(ask: Callable[[ModelRequest[Any]], Answer]) -> ModelResponse[Any]:
+                async def in_thread(attempt: ModelRequest[Any]) -> Answer:
+                    return await asyncio.get_running_loop().run_in_executor(pool, copy_context().run, ask, attempt)
+
+                return run_sync(self._plan(engine, in_thread, audience))
+
+            return kept(plan, answer) if stores() else plan(answer)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
-        return await self._plan(request, handler)
+        engine, audience = self._engine(request), Audience.here(name=self.name, candidates=not self._quiet)
+
+        async def answer(attempt: ModelRequest[Any]) -> Answer:
+            response = await handler(attempt)
+            return Answer(response, await engine.judged(engine.heard(response)))
+
+        async def plan(ask: Ask) -> ModelResponse[Any]:
+            return await self._plan(engine, ask, audience)
+
+        return await (akept(plan, answer) if stores() else plan(answer))
 
     # --- the step
 
-    async def _plan(self, request: ModelRequest[Any], ask: Ask) -> ModelResponse[Any]:
-        messages = [*([request.system_message] if request.system_message else []), *request.messages]
-        prompt = estimate(messages, {}).tokens if self._sized else 1
-        engine = CandidateEngine(self._asked(request), ask, concurrency=self._concurrency, prompt=max(prompt, 1))
+    def _engine(self, request: ModelRequest[Any]) -> CandidateEngine:
+        prompt = 1
+        if self._sized:
+            system = [request.system_message] if request.system_message else []
+            prompt = max(estimate([*system, *request.messages], {}).tokens, 1)
+        return CandidateEngine(self._asked(request), judge=self._judge, concurrency=self._concurrency, prompt=prompt)
+
+    async def _plan(self, engine: CandidateEngine, ask: Ask, audience: Audience | None) -> ModelResponse[Any]:
+        engine.ask = ask
         run = open_search(
-            Audience.here(name=self.name, candidates=not self._quiet),
+            audience,
             engine,
             engine.task(self._output_tokens),
             self._strategy,
-            verifier=self._verifier(engine),
+            verifier=self._verifier,
             ledger=Ledger(self._in_time(), name=self.name, prices=self._prices),
             seed=self._seed,
             search=self.name,
         )
         try:
             while not run.done:
-                await run.chunk()
+                await run.chunk(max_seconds=inf)  # nobody waits for its parts
                 run.confirm()
         finally:
             await run.aclose()
+            await engine.aclose()
         outcome = run.outcome()
         if self._trace is not None:
             await Recorder(self._trace).append(outcome.log)
@@ -164,14 +188,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
             changes["model"] = self._hushed.model(request.model)
         if self._temperature is not None:
             changes["model_settings"] = {**request.model_settings, "temperature": self._temperature}
-        return request.override(**changes) if changes else request
-
-    def _verifier(self, engine: CandidateEngine) -> Verifier:
-        if self._judge is None:
-            return AgreementVerifier()
-        if hasattr(self._judge, "scope"):
-            return cast(Verifier, self._judge)
-        return _Judged(self._judge, engine)
+        return changed(request, **changes)
 
 
 class _Hushed:
@@ -181,44 +198,16 @@ class _Hushed:
     """
 
     def __init__(self) -> None:
-        self._copies: tuple[BaseChatModel, dict[str, Any], BaseChatModel] | None = None
+        self._copies: tuple[BaseChatModel, list[Any], BaseChatModel] | None = None
 
     def model(self, model: BaseChatModel) -> BaseChatModel:
         if self._copies is not None:
-            original, fields, copy = self._copies
-            if original is model and all(vars(model).get(name) is value for name, value in fields.items()):
-                return copy
-        copy = model.model_copy(update={"tags": [*(model.tags or []), TAG_NOSTREAM]})
-        self._copies = (model, dict(vars(model)), copy)
-        return copy
-
-
-class _Judged:
-    """A judge of candidates as a verifier."""
-
-    name = "judge"
-    scope: Scope = "thought"
-
-    def __init__(self, judge: Judge, engine: CandidateEngine) -> None:
-        self._judge, self._engine = judge, engine
-
-    def bound(self, prompt: int) -> Usage:
-        return ZERO
-
-    async def __call__(self, branches: Sequence[Branch]) -> list[Verdict | Unverified]:
-        return list(await asyncio.gather(*map(self._one, branches)))
-
-    async def _one(self, branch: Branch) -> Verdict | Unverified:
-        try:
-            said = self._judge(self._engine.candidate(branch.thought))
-            score = await said if isawaitable(said) else said
-            if isinstance(score, (Verdict, Unverified)):
-                return score
-            return (
-                Unverified("the judge cannot say", self.name) if score is None else Verdict(float(score), "", self.name)
-            )
-        except Exception as error:  # foreign code: its failure is not a verdict
-            return Unverified(f"{type(error).__name__}: {error}", self.name)
+            original, fields, hushed = self._copies
+            if original is model and len(fields) == len(vars(model)) and all(map(is_, fields, vars(model).values())):
+                return hushed
+        hushed = model.model_copy(update={"tags": [*(model.tags or []), TAG_NOSTREAM]})
+        self._copies = (model, list(vars(model).values()), hushed)
+        return hushed
 
 
 def _without_decision(engine: CandidateEngine, outcome: Outcome) -> ModelResponse[Any]:

@@ -1,7 +1,8 @@
 """A tree of thoughts before the next action of an agent, on an engine that continues in the middle of a turn."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NotRequired, Unpack
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
@@ -9,19 +10,26 @@ from langchain.agents.middleware.types import ExtendedModelResponse
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import RunnableConfig
 from langgraph.types import Command
 
 from tts_agent.budget import Ledger
 from tts_agent.dialect import Dialect
 from tts_agent.engines.base import Engine
 from tts_agent.errors import ConfigError
+from tts_agent.events import Event
 from tts_agent.middleware.meter import FREE, BudgetRefusal, current_meter
-from tts_agent.nodes.loop import run_sync
-from tts_agent.nodes.overrides import know
+from tts_agent.middleware.request import changed
+from tts_agent.nodes.account import JointLedger
+from tts_agent.nodes.attempt import KEPT
+from tts_agent.nodes.plan import PlanNode
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.state import Update
 from tts_agent.nodes.transformer import TTSTransformer
 from tts_agent.outcome import Outcome
+from tts_agent.search import Search
+from tts_agent.search.driver import FLUSH_EVENTS, FLUSH_SECONDS
+from tts_agent.search.run import GRANT
 
 
 class TreeSearchState(AgentState[Any]):
@@ -33,70 +41,110 @@ class TreeSearchState(AgentState[Any]):
 class TreeSearchMiddleware(AgentMiddleware[TreeSearchState, Any, Any]):
     """Decides with a search on `engine` instead of a call of the agent's model.
 
-    The conversation is read and the decision written by `dialect`; `settings` are those of `make_plan_node`
+    The conversation is read and the decision written by `dialect`; the other settings are those of `make_plan_node`
     (`strategy`, `verifier`, `budget` of a step, ...). What a step computed is carried over to the next, as in a plan
     node. The decision goes through the middleware inside this one and through structured output as if the model had
     said it. For limits of a run put a `BudgetMiddleware` around (before) this one; the search is charged to it.
 
-    Without a decision the agent ends with a message that says why. A step that is interrupted is searched anew when it
-    is resumed; where that must not be paid twice, plan in a graph (`create_planning_agent`).
+    Without a decision the agent ends with a message that says why. With a checkpointer the search is journaled as in a
+    plan node: an agent that was killed goes on with `invoke(None, config)`, and what was settled is neither sampled nor
+    charged again.
     """
 
     state_schema = TreeSearchState
     transformers = (TTSTransformer,)
 
-    def __init__(self, engine: Engine, *, dialect: Dialect, **settings: Unpack[Settings]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        dialect: Dialect,
+        trace: str | Path | None = None,
+        grant: float = GRANT,
+        flush_events: int = FLUSH_EVENTS,
+        flush_seconds: float = FLUSH_SECONDS,
+        **settings: Unpack[Settings],
+    ) -> None:
         super().__init__()
         if settings.get("run_budget") is not None:
             raise ConfigError(f"run_budget={settings['run_budget']!r}: an agent's run has a BudgetMiddleware; add one")
-        self.planner = Planner.of(engine, dialect, settings)
-        know(self, self.planner.name)
+        self._node = PlanNode(
+            AgentPlanner.of(engine, dialect, settings),
+            trace=trace,
+            grant=grant,
+            flush_events=flush_events,
+            flush_seconds=flush_seconds,
+        )
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ExtendedModelResponse[Any]:
-        update = run_sync(self._decide(request))
+        update = _decided(self._node.invoke(_state(request)))
         return _memorised(handler(_said(request, update)), update)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ExtendedModelResponse[Any]:
-        update = await self._decide(request)
+        update = _decided(await self._node.ainvoke(_state(request)))
         return _memorised(await handler(_said(request, update)), update)
 
-    async def _decide(self, request: ModelRequest[Any]) -> Update:
-        """What a plan node would write into the state."""
-        system = [request.system_message] if request.system_message else []
-        state: Mapping[str, Any] = {"messages": [*system, *request.messages], "tts": request.state.get("tts")}
-        step = self.planner.begin(state)
-        if not isinstance(step, Step):
-            return step
-        meter = current_meter()
-        if meter is not None:
-            around = meter.ledger
-            step = replace(
-                step, ledger=Ledger(step.ledger.budget, name="step", parent=around, prices=self.planner.prices)
-            )
-            if unit := self.planner.short(step):
-                raise BudgetRefusal(unit, around.name)
-        update = self.planner.finish(step, await self._search(step))
-        if not update["messages"]:
-            outcome = update["tts"]["outcome"]
-            why = f"the {outcome['limit']} limit is reached" if outcome["limit"] else outcome["stop"]
-            note = {"stop": outcome["stop"], "limit": outcome["limit"]}
-            message = AIMessage(f"I found no next step: {why}.", response_metadata={"tts": note})
-            update = {**update, "messages": [message]}
-        return update
 
-    async def _search(self, step: Step) -> Outcome:
-        search = self.planner.search(step, ())
-        try:
-            while not search.done:
-                await search.chunk()
-                search.confirm()
-        finally:
-            await search.aclose()
-        return search.outcome()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentPlanner(Planner):
+    """Plans in the account of the agent around it."""
+
+    charged: dict[str, Ledger] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """Ledgers of steps that are not done, by their keys: their logs will be told again, so they are taken back."""
+
+    # NOTE: a dataclass with slots is another class than the one its methods were written in, so there is no super().
+
+    def begin(self, state: Any, config: RunnableConfig | None = None, *, key: str | None = None) -> Step | Update:
+        """See `Planner.begin`. Raises `BudgetRefusal` if the agent's budget leaves no room for a decision."""
+        step, meter = Planner.begin(self, state, config, key=key), current_meter()
+        if not isinstance(step, Step) or meter is None:
+            return step
+        around = meter.ledger
+        step = replace(step, ledger=Ledger(step.ledger.budget, name="step", parent=around, prices=self.prices))
+        self._withdraw(step)
+        if unit := self.short(step):
+            raise BudgetRefusal(unit, around.name)
+        return step
+
+    def search(self, step: Step, log: Sequence[Event], **options: Any) -> Search:
+        """See `Planner.search`."""
+        self._withdraw(step)
+        search = Planner.search(self, step, log, **options)
+        self.charged[step.key] = search.ledger
+        while len(self.charged) > KEPT:
+            del self.charged[next(iter(self.charged))]
+        return search
+
+    def finish(self, step: Step, outcome: Outcome, *, edit: AIMessage | None = None) -> Update:
+        """See `Planner.finish`."""
+        self.charged.pop(step.key, None)
+        return Planner.finish(self, step, outcome, edit=edit)
+
+    def _withdraw(self, step: Step) -> None:
+        ledger = self.charged.pop(step.key, None)
+        if ledger is not None and isinstance(ledger.parent, JointLedger):
+            for run in ledger.parent.runs:
+                run.withdraw(ledger)
+
+
+def _state(request: ModelRequest[Any]) -> Any:
+    """The state of a plan node."""
+    system = [request.system_message] if request.system_message else []
+    return {"messages": [*system, *request.messages], "tts": request.state.get("tts")}
+
+
+def _decided(update: Update) -> Update:
+    """What a plan node wrote, with a message in any case."""
+    if update["messages"]:
+        return update
+    outcome = update["tts"]["outcome"]
+    why = f"the {outcome['limit']} limit is reached" if outcome["limit"] else outcome["stop"]
+    note = {"stop": outcome["stop"], "limit": outcome["limit"]}
+    return {**update, "messages": [AIMessage(f"I found no next step: {why}.", response_metadata={"tts": note})]}
 
 
 class Decision(BaseChatModel):
@@ -117,7 +165,7 @@ class Decision(BaseChatModel):
 
 
 def _said(request: ModelRequest[Any], update: Update) -> ModelRequest[Any]:
-    return request.override(model=Decision(message=update["messages"][0], disable_streaming=True))
+    return changed(request, model=Decision(message=update["messages"][0], disable_streaming=True))
 
 
 def _memorised(response: ModelResponse[Any], update: Update) -> ExtendedModelResponse[Any]:

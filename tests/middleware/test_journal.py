@@ -1,0 +1,311 @@
+"""What an agent's search had settled before a kill is neither sampled, judged nor charged again."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from pydantic import BaseModel
+
+from tests.middleware.world import Teller, add, calls
+from tests.nodes.table import make_engine, player
+from tools.calculator import calculator
+from tts_agent import BestFirst, Budget
+from tts_agent.engines import Fault
+from tts_agent.errors import EngineUnavailable
+from tts_agent.middleware import BudgetMiddleware, Candidate, PlanSearchMiddleware, TreeSearchMiddleware
+from tts_agent.pocket import countdown_verifier
+from tts_agent.pocket.dialect import CountdownDialect
+
+GO: Any = {"messages": [HumanMessage("go")]}
+THREAD: Any = {"configurable": {"thread_id": "1"}}
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Judge:
+    """The largest number wins; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, candidate: Candidate) -> float:
+        self.asked.append(candidate.text)
+        said = candidate.message
+        return (said.tool_calls[0]["args"]["a"] if said.tool_calls else int(said.text)) / 100
+
+
+class World:
+    """A model that counts on over all processes, and is killed at a call of a given number."""
+
+    def __init__(self, killed_at: int | None = None, *, sync: bool = False) -> None:
+        self.judge, self.killed_at, self.sync = Judge(), killed_at, sync
+        self.model = Teller(self.say, max_tokens=50)
+
+    def say(self, messages: Sequence[BaseMessage], call: int) -> AIMessage | str:
+        if call == self.killed_at and self.sync:
+            raise Killed
+        return str(call) if isinstance(messages[-1], ToolMessage) else calls("add", a=call, b=0)
+
+    def agent(self, saver: Any, *around: Any, n: int = 6, **settings: Any) -> Any:
+        """A new agent, as another process would make it."""
+        search = PlanSearchMiddleware(n, judge=self.judge, concurrency=1, **settings)
+        return create_agent(self.model, [add], middleware=[*around, search], checkpointer=saver)
+
+
+async def die(agent: Any, model: Teller, killed_at: int, sync: bool, start: Any = GO) -> None:
+    """Run until the model's call of this number, and no further."""
+    if sync:
+        with pytest.raises(Killed):
+            await finish(agent, sync, start)
+        return
+    model.faults = {killed_at: "hangs"}
+    run = asyncio.create_task(agent.ainvoke(start, THREAD))
+    while model.served.calls <= killed_at:
+        await asyncio.sleep(0.01)
+    run.cancel()
+    with suppress(asyncio.CancelledError):
+        await run
+
+
+async def finish(agent: Any, sync: bool, start: Any = GO) -> Any:
+    """Run, in this thread or with `await`; the savers of the tests do both."""
+    return await asyncio.to_thread(agent.invoke, start, THREAD) if sync else await agent.ainvoke(start, THREAD)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("killed_at", [0, 1, 3, 5, 8, 11])
+async def test_settled_candidates_are_given_back(sync: bool, killed_at: int) -> None:
+    world, saver = World(killed_at, sync=sync), InMemorySaver()
+    await die(world.agent(saver), world.model, killed_at, sync)
+    result = await finish(world.agent(saver), sync, None)
+    assert world.model.served.calls == 12 + 1  # the one that was under way is sampled again
+    assert len(world.judge.asked) == len(set(world.judge.asked)) == 12  # and none is judged twice
+    assert [message.type for message in result["messages"]] == ["human", "ai", "tool", "ai"]
+    tried = set(range(13)) - {killed_at}
+    first, second = sorted(tried)[:6], sorted(tried)[6:]
+    assert result["messages"][1].tool_calls[0]["args"]["a"] == max(first)
+    assert result["messages"][-1].text == str(max(second))
+    assert result["messages"][-1].response_metadata["tts"]["candidates"] == 6
+
+
+@pytest.mark.parametrize(("kind", "killed_at"), [("sync", 2), ("async", 6)])
+def test_a_process_that_was_killed_is_taken_up_by_another(kind: str, killed_at: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.middleware.victim", str(tmp_path), kind, str(killed_at)]
+    codes = [subprocess.run(command, timeout=60, check=False).returncode for _ in range(2)]
+    made = (tmp_path / "calls.txt").read_text().split()
+    assert codes == [9, 0]
+    # Beside the call that was under way, the answer before it may not have been stored yet.
+    assert 8 + 1 <= len(made) <= 8 + 2
+    assert json.loads((tmp_path / "result.json").read_text())[-1] == made[-1]
+
+
+@pytest.mark.parametrize("other", [True, False])
+@pytest.mark.parametrize("sync", [True, False])
+async def test_what_was_settled_is_counted_once_in_the_budget_around(sync: bool, other: bool) -> None:
+    world, saver = World(4, sync=sync), InMemorySaver()
+    guard = BudgetMiddleware(Budget(calls=30))
+    await die(world.agent(saver, guard), world.model, 4, sync)
+    again = BudgetMiddleware(Budget(calls=30)) if other else guard
+    result = await finish(world.agent(saver, again), sync, None)
+    entry = result["tts_budgets"]["agent"]
+    # Nobody can tell another process of the call that was under way when its process was killed.
+    assert entry["usage"]["calls"] + entry["lost"].get("calls", 0) == world.model.served.calls - other
+
+
+async def test_candidates_side_by_side_outlive_a_cancelled_run() -> None:
+    world, saver = World(), InMemorySaver()
+    world.model.faults = {3: "hangs"}
+    search = PlanSearchMiddleware(6, judge=world.judge, concurrency=3)
+    agent = create_agent(world.model, [add], middleware=[search], checkpointer=saver)
+    run = asyncio.create_task(agent.ainvoke(GO, THREAD))
+    while len(world.judge.asked) < 5:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    run.cancel()
+    with suppress(asyncio.CancelledError):
+        await run
+    world.model.faults = {}
+    before = world.model.served.calls
+    result = await agent.ainvoke(None, THREAD)
+    assert world.model.served.calls - before == 1 + 6 and len(set(world.judge.asked)) == 12
+    assert result["messages"][1].response_metadata["tts"]["candidates"] == 6
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_one_that_fails_fails_alone_and_time_is_kept(sync: bool) -> None:
+    world = World()
+    world.model.faults = {0: "raises", 2: "raises late"} | ({} if sync else {4: "hangs"})
+    agent = world.agent(InMemorySaver(), budget=Budget(seconds=60 if sync else 1.0))
+    result = await finish(agent, sync)
+    assert result["messages"][1].tool_calls[0]["args"]["a"] == (5 if sync else 3)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_agents_inside_tools_keep_their_own_candidates(sync: bool) -> None:
+    """Three workers side by side, each asked twice: none takes another's answers."""
+    model = Teller(lambda messages, call: f"{messages[0].text}: {call}")
+    worker = create_agent(model, [], middleware=[PlanSearchMiddleware(3, judge=lambda c: 0.5, concurrency=1)])
+
+    @tool
+    def work(name: str) -> str:
+        """Work."""
+        return " + ".join(worker.invoke({"messages": [("user", name)]})["messages"][-1].text for _ in range(2))
+
+    @tool("work")
+    async def awork(name: str) -> str:
+        """Work."""
+        done = [await worker.ainvoke({"messages": [("user", name)]}) for _ in range(2)]
+        return " + ".join(each["messages"][-1].text for each in done)
+
+    def manage(messages: Sequence[BaseMessage], call: int) -> AIMessage | str:
+        if isinstance(messages[-1], ToolMessage):
+            return "done"
+        made = [{"name": "work", "args": {"name": name}, "id": name} for name in "abc"]
+        return AIMessage("", tool_calls=made)
+
+    agent = create_agent(Teller(manage), [work if sync else awork], checkpointer=InMemorySaver())
+    result = await finish(agent, sync)
+    said = {message.tool_call_id: message.text for message in result["messages"] if isinstance(message, ToolMessage)}
+    assert model.served.calls == 3 * 2 * 3 and all(text.count(f"{name}: ") == 2 for name, text in said.items())
+
+
+@pytest.mark.parametrize("subgraphs", [True, False])
+async def test_the_streams_do_not_show_the_journal(subgraphs: bool) -> None:
+    agent = World().agent(InMemorySaver())
+    updates = [update async for update in agent.astream(GO, THREAD, stream_mode="updates", subgraphs=subgraphs)]
+    shown = [list(update[1] if subgraphs else update) for update in updates]
+    assert shown == [["model"], ["tools"], ["model"]]
+    said = [chunk async for chunk, _ in World().agent(InMemorySaver()).astream(GO, THREAD, stream_mode="messages")]
+    assert [message.type for message in said] == ["ai", "tool", "ai"]
+
+
+class Fact(BaseModel):
+    value: int
+
+
+class TestStructuredOutput:
+    @staticmethod
+    def tool(messages: Sequence[BaseMessage], call: int) -> AIMessage:
+        return calls("Fact", value=call)
+
+    @staticmethod
+    def text(messages: Sequence[BaseMessage], call: int) -> str:
+        return Fact(value=call).model_dump_json()
+
+    @pytest.mark.parametrize("strict", [True, False])
+    @pytest.mark.parametrize("way", ["tool", "provider"])
+    async def test_it_is_whole_after_a_kill(self, way: str, strict: bool, tmp_path: Path) -> None:
+        asked: Any = ToolStrategy(Fact) if way == "tool" else ProviderStrategy(Fact)
+        model = Teller(self.tool if way == "tool" else self.text)
+        seen: list[int] = []
+
+        def judge(candidate: Candidate) -> float:
+            seen.append(candidate.response.structured_response.value)
+            return 0.9 if seen[-1] == 1 else 0.1
+
+        async with AsyncSqliteSaver.from_conn_string(str(tmp_path / "saved.db")) as saver:
+            if strict:
+                saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
+            agent = create_agent(
+                model,
+                [],
+                response_format=asked,
+                middleware=[PlanSearchMiddleware(4, judge=judge, concurrency=1)],
+                checkpointer=saver,
+            )
+            await die(agent, model, 3, sync=False)
+            result = await agent.ainvoke(None, THREAD)
+        assert seen == [0, 1, 2, 4] and model.served.calls == 5
+        assert result["structured_response"] == Fact(value=1)
+
+
+class Kills(AgentMiddleware[Any, Any, Any]):
+    """Ends the process after the decision was made, once."""
+
+    done = False
+
+    def after_model(self, state: Any, runtime: Any) -> None:
+        if not self.done:
+            self.done = True
+            raise Killed
+
+
+class TestTreeSearch:
+    PUZZLE: Any = {"messages": [HumanMessage("Make 24 from 8 5 3 1")]}
+
+    @staticmethod
+    def unused(messages: Any, call: int) -> str:
+        raise AssertionError("the agent's own model is not called")
+
+    def agent(self, engine: Any, saver: Any, *around: Any) -> Any:
+        search = TreeSearchMiddleware(
+            engine,
+            dialect=CountdownDialect(engine),
+            strategy=BestFirst(k=3),
+            verifier=countdown_verifier(engine),
+            budget=Budget(computed_tokens=4000),
+            flush_events=4,
+        )
+        return create_agent(Teller(self.unused), [calculator], middleware=[*around, search], checkpointer=saver)
+
+    @pytest.mark.parametrize("sync", [True, False])
+    @pytest.mark.parametrize("around", [True, False])
+    async def test_settled_thoughts_are_neither_sampled_nor_charged_again(
+        self, sync: bool, around: bool, tmp_path: Path
+    ) -> None:
+        whole = make_engine()
+        expected = await finish(self.agent(whole, InMemorySaver()), sync, self.PUZZLE)
+
+        def dying(prefix: str, seed: int) -> str:
+            if len(engine.requests) >= 9:
+                raise Killed
+            return player(prefix, seed)
+
+        engine, other = make_engine(script=dying), make_engine()
+        guard = [BudgetMiddleware(Budget(calls=500))] if around else []
+        saver = InMemorySaver()
+        with pytest.raises(Killed):
+            await finish(self.agent(engine, saver, *guard), sync, self.PUZZLE)
+        guard = [BudgetMiddleware(Budget(calls=500))] if around else []
+        result = await finish(self.agent(other, saver, *guard), sync, None)
+        assert [message.text for message in result["messages"]] == [m.text for m in expected["messages"]]
+        assert other.served.calls < whole.served.calls
+        if around:
+            entry = result["tts_budgets"]["agent"]
+            charged = entry["usage"]["calls"] + entry["lost"].get("calls", 0)
+            assert charged >= engine.served.calls + other.served.calls
+
+    @pytest.mark.parametrize("sync", [True, False])
+    async def test_what_an_outage_left_is_charged_once_in_one_process_and_in_another(self, sync: bool) -> None:
+        entries = []
+        for other in (True, False):
+            engine = make_engine(faults={place: Fault("refused") for place in range(4, 11)})
+            saver, guard = InMemorySaver(), BudgetMiddleware(Budget(calls=500))
+            agent = self.agent(engine, saver, guard)
+            with pytest.raises(EngineUnavailable):
+                await finish(agent, sync, self.PUZZLE)
+            if other:
+                agent = self.agent(engine, saver, BudgetMiddleware(Budget(calls=500)))
+            result = None
+            while result is None:
+                with suppress(EngineUnavailable):
+                    result = await finish(agent, sync, None)
+            entries.append(result["tts_budgets"]["agent"])
+        assert [entry["usage"]["calls"] for entry in entries] == [engine.served.calls] * 2
+        assert entries[0]["lost"] == entries[1]["lost"] and entries[0]["lost"]["calls"] > 0

@@ -1,0 +1,18 @@
+"""Requests with changes."""
+
+from copy import copy
+from typing import Any
+
+from langchain.agents.middleware import ModelRequest
+
+
+def changed(request: ModelRequest[Any], **changes: Any) -> ModelRequest[Any]:
+    """`request` with other attributes, as `override` gives it.
+
+    `override` sets all of them anew, each with a deprecation warning that it then ignores, at a price that every call
+    of a model would pay.
+    """
+    new = copy(request)
+    for name, value in changes.items():
+        object.__setattr__(new, name, value)
+    return new
