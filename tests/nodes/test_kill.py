@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
@@ -10,13 +11,14 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from tests.nodes.savers import saver_at
-from tests.nodes.victim import Victim, stored
+from tests.nodes.victim import MORE, SMALL, Victim, stored
 from tests.nodes.world import BUDGET, STRATEGIES, make_engine, make_graph
 from tts_agent import Ledger, ThoughtTree, Usage
 from tts_agent.budget import NOTHING, Amounts
-from tts_agent.events import Chosen, Sampled, log_from_json
+from tts_agent.events import Chosen, Deepened, Sampled, log_from_json
 from tts_agent.nodes.journal import is_chunk
 from tts_agent.nodes.loop import run_sync
+from tts_agent.nodes.review import CHOSE
 from tts_agent.search.driver import thought_seed
 from tts_agent.search.state import SearchState
 from tts_agent.trace.recorder import Log, read
@@ -116,6 +118,28 @@ def moments(first: int, last: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("moment", range(first, last))
 
 
+def kill_a_review(victim: Victim, rng: Random) -> None:
+    """Kill at random before, at or after the question; the limits hold, and nothing durable is sampled again."""
+    folder = victim.folder
+    for _ in range(rng.choice((1, 2, 3))):
+        kill_after(victim.start(), folder, rng.randrange(40), rng.random() * 0.02)
+    durable, asked = durable_seeds(victim), len(lines(folder / "heard.txt"))
+    last = victim.start()
+    last.join(60)
+    assert last.exitcode == 0
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    again = {line.split()[1] for line in lines(folder / "heard.txt")[asked:]}
+    assert not durable & again
+    assert result["outcome"]["decision"] and CHOSE in result["outcome"]["cut"]
+    totals, used = result["totals"], spent(folder).computed
+    charged = Usage.from_json(totals["usage"]).computed + totals["lost"].get("computed_tokens", 0)
+    assert used <= charged <= SMALL + MORE
+    log = [log for log in read(folder / "trace.jsonl") if log.complete][-1]
+    assert [event.more for event in log.events if isinstance(event, Deepened)] == [{"computed_tokens": MORE}]
+    sampled = [event.thought.id for event in log.events if isinstance(event, Sampled)]
+    assert len(sampled) == len(set(sampled))
+
+
 @moments(0, MOMENTS)
 def test_killed_at_a_random_moment_the_step_goes_on_as_if_nothing_had_happened(moment: int, tmp_path: Path) -> None:
     kill_and_resume(victim(tmp_path, str(tmp_path / "checkpoints.db"), moment), Random(moment))
@@ -124,6 +148,22 @@ def test_killed_at_a_random_moment_the_step_goes_on_as_if_nothing_had_happened(m
 @moments(0, MOMENTS)
 def test_killed_at_a_random_moment_it_goes_on_from_postgres(moment: int, tmp_path: Path, postgres: str) -> None:
     kill_and_resume(victim(tmp_path, postgres, moment), Random(moment))
+
+
+@pytest.mark.parametrize("saver", ["sqlite", "postgres"])
+@moments(0, 4)
+def test_killed_around_a_review_it_goes_on(
+    moment: int, saver: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    address = request.getfixturevalue(saver) if saver == "postgres" else str(tmp_path / "checkpoints.db")
+    kill_a_review(replace(victim(tmp_path, address, moment), reviewed=True), Random(moment))
+
+
+@pytest.mark.verify
+@moments(4, ALL_MOMENTS // 2)
+def test_killed_around_a_review_at_many_moments(moment: int, tmp_path: Path) -> None:
+    checkpoints = str(tmp_path / "checkpoints.db")
+    kill_a_review(replace(victim(tmp_path, checkpoints, moment), reviewed=True), Random(moment))
 
 
 @pytest.mark.verify

@@ -24,9 +24,10 @@ from tools.calculator import calculator
 from tts_agent import BestFirst, Budget, ScriptedEngine, Usage
 from tts_agent.engines import Fault
 from tts_agent.errors import ConfigError, EngineUnavailable, LogError
-from tts_agent.events import Sampled
+from tts_agent.events import VERSION, Sampled
 from tts_agent.nodes import create_planning_agent
 from tts_agent.nodes.journal import is_chunk
+from tts_agent.nodes.state import VERSION as STATE_VERSION
 from tts_agent.pocket import countdown_verifier
 from tts_agent.pocket.dialect import CountdownDialect
 from tts_agent.trace.recorder import read
@@ -249,13 +250,17 @@ def test_a_review_passes_a_strict_serializer() -> None:
 
 
 class Altered(InMemorySaver):
-    """A saver in which the journal of another release lies."""
+    """A saver in which, once it is `old`, the journal of another release lies, which had no turns yet."""
 
-    def put_writes(self, config: Any, writes: Any, task_id: str, task_path: str = "") -> None:
-        for _, value in writes:
-            if is_chunk(value) and value["events"][0]["kind"] == "opened":
+    old = False
+
+    def get_tuple(self, config: Any) -> Any:
+        saved = super().get_tuple(config)
+        for _, _, value in (saved.pending_writes or ()) if saved is not None and self.old else ():
+            if is_chunk(value):
+                del value["turn"]
                 value["events"][0]["version"] = 99
-        super().put_writes(config, writes, task_id, task_path)
+        return saved
 
 
 def test_a_journal_of_another_version_is_refused_and_nothing_is_sampled() -> None:
@@ -264,9 +269,10 @@ def test_a_journal_of_another_version_is_refused_and_nothing_is_sampled() -> Non
     with pytest.raises(EngineUnavailable):
         graph.compile(checkpointer=saver).invoke(GO, config)
     assert [value for value in stored(saver, config) if is_chunk(value)]
+    saver.old = True
     engine = make_engine()
     again = make_graph(engine, strategy=STRATEGIES["best_first"], verifier=None)
-    with pytest.raises(LogError, match="this log has version 99; this release reads version 1"):
+    with pytest.raises(LogError, match=f"this log has version 99; this release reads version {VERSION}"):
         again.compile(checkpointer=saver).invoke(None, config)
     assert not engine.requests
 
@@ -303,7 +309,7 @@ def test_a_memory_of_another_version_is_refused() -> None:
     old = {**second.values["tts"], "version": 99}
     forked = agent.update_state(second.config, {"tts": old}, as_node="act")
     asked = len(engine.requests)
-    with pytest.raises(LogError, match="tts version 99; this release reads version 1"):
+    with pytest.raises(LogError, match=f"tts version 99; this release reads version {STATE_VERSION}"):
         agent.invoke(None, forked)
     assert len(engine.requests) == asked
 

@@ -19,11 +19,11 @@ from langgraph.types import Command, RetryPolicy
 from tests.nodes.table import make_engine as make_player
 from tests.nodes.world import make_engine, make_graph
 from tools.calculator import calculator
-from tts_agent import BestFirst, BestOfN, Budget, Outcome, ScriptedEngine, ThoughtTree
+from tts_agent import BestFirst, BestOfN, Budget, Outcome, ScriptedEngine, ThoughtTree, Usage
 from tts_agent.engines import Fault
 from tts_agent.errors import ConfigError
 from tts_agent.events import Chosen, Deepened, Sampled
-from tts_agent.nodes import PlanState, TTSContext, create_planning_agent, make_plan_node, running_searches
+from tts_agent.nodes import PlanState, SharedBudget, TTSContext, create_planning_agent, make_plan_node, running_searches
 from tts_agent.nodes.review import CHOSE, WROTE
 from tts_agent.pocket import countdown_verifier
 from tts_agent.pocket.dialect import CountdownDialect
@@ -345,3 +345,16 @@ def test_a_stopped_search_goes_on_when_the_reviewer_says_so() -> None:
     assert (question["stop"], question["cut"]) == ("cancelled", "stopped from outside")
     again = asked(agent.invoke(Command(resume={"more": {}}), THREAD))
     assert again["stop"] == "converged" and again["usage"]["calls"] > question["usage"]["calls"]
+
+
+@both
+def test_a_shared_budget_knows_what_a_reviewed_search_spent_once(run: Callable[..., Any]) -> None:
+    engine = make_engine()
+    shared = SharedBudget(Budget(computed_tokens=2000), name="all")
+    agent = agent_of(engine, run_budget=shared)
+    question = asked(run(agent, GO))
+    asked(run(agent, Command(resume={"choose": -1})))
+    question = asked(run(agent, Command(resume={"more": {"computed_tokens": 500}})))
+    result = run(agent, Command(resume={"choose": question["chosen"]}))
+    spent = Usage.from_json(result["tts_budgets"]["all"]["usage"])
+    assert spent.computed == engine.served.computed <= 1100

@@ -5,7 +5,6 @@ import operator
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Send
@@ -17,7 +16,7 @@ from tts_agent.engines import Fault
 from tts_agent.errors import ConfigError, EngineUnavailable
 from tts_agent.nodes import PlanState, SharedBudget, make_plan_node
 
-GO: Any = {"messages": [HumanMessage("go")]}
+GO: Any = {"messages": [("user", "go")]}  # another message each time
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 LIMIT = 60
 

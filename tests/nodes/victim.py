@@ -15,12 +15,23 @@ from typing import Any
 
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.types import Command
 
 from tests.nodes.savers import async_saver_at, saver_at
 from tests.nodes.world import STRATEGIES, make_engine, make_graph
+from tts_agent import BestFirst, Budget, Usage
 
 PROCESSES = get_context("forkserver")
 PROCESSES.set_forkserver_preload(["pytest", "tests.nodes.victim", "psycopg", "langgraph.checkpoint.postgres.aio"])
+
+
+SMALL, MORE = 1200, 1800
+REVIEWED: dict[str, Any] = {
+    "review": 2,
+    "budget": Budget(computed_tokens=SMALL),
+    "strategy": BestFirst(k=3, parallel=2),
+    "solvable": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,7 @@ class Victim:
     strategy: str
     seed: int
     asynchronous: bool
+    reviewed: bool = False  # a small budget, and a reviewer who gives more once
 
     @property
     def config(self) -> Any:
@@ -52,14 +64,14 @@ def run(victim: Victim) -> None:
         heard.flush()
 
     engine = make_engine(heard=note, record=victim.folder / "engine.jsonl", pace=0.002)
+    settings: dict[str, Any] = {"strategy": STRATEGIES[victim.strategy], "solvable": victim.seed % 2 == 0}
     graph = make_graph(
         engine,
-        strategy=STRATEGIES[victim.strategy],
-        solvable=victim.seed % 2 == 0,
         seed=victim.seed,
         trace=victim.folder / "trace.jsonl",
         flush_events=10,
         grant=0.08,
+        **(settings | (REVIEWED if victim.reviewed else {})),
     )
     result = asyncio.run(plan_async(victim, graph)) if victim.asynchronous else plan(victim, graph)
     (victim.folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
@@ -70,12 +82,23 @@ def asked(state: Any) -> Any:
     return None if state.next else {"messages": [HumanMessage("go")]}
 
 
+def answer(result: Any) -> Any:
+    """What a reviewer says to the question in `result`: more, if there was none yet, else what the search chose."""
+    question = result["__interrupt__"][0].value
+    charged = Usage.from_json(question["usage"]).computed + question["lost"].get("computed_tokens", 0)
+    if charged + question["room"]["computed_tokens"] <= SMALL:
+        return Command(resume={"more": {"computed_tokens": MORE}})
+    return Command(resume={"choose": question["chosen"]})
+
+
 def plan(victim: Victim, graph: Any) -> Any:
     with saver_at(victim.saver) as saver:
         agent = graph.compile(checkpointer=saver)
         state = agent.get_state(victim.config)
         if not state.values or state.next:
-            agent.invoke(asked(state), victim.config)
+            result = agent.invoke(asked(state), victim.config)
+            while "__interrupt__" in result:
+                result = agent.invoke(answer(result), victim.config)
         return agent.get_state(victim.config).values["tts"]
 
 
@@ -84,7 +107,9 @@ async def plan_async(victim: Victim, graph: Any) -> Any:
         agent = graph.compile(checkpointer=saver)
         state = await agent.aget_state(victim.config)
         if not state.values or state.next:
-            await agent.ainvoke(asked(state), victim.config)
+            result = await agent.ainvoke(asked(state), victim.config)
+            while "__interrupt__" in result:
+                result = await agent.ainvoke(answer(result), victim.config)
         return (await agent.aget_state(victim.config)).values["tts"]
 
 

@@ -69,6 +69,8 @@ class Account:
         self.ledger, self.run, self.begun = ledger, run, begun
         self.soft: dict[str, None] = {}
         """Why a limit may be passed all the same, in words."""
+        self.turn: str | None = None
+        """The message that the run works on."""
         self.limit: str | None = None
         """The unit that refused something last."""
         self.used = time.monotonic()
@@ -166,6 +168,7 @@ class Account:
                 "run": self.run,
                 "begun": self.begun,
                 "budget": self.ledger.budget.to_json(),
+                "turn": self.turn,
                 "limit": self.limit,
                 "soft": sorted(self.soft),
                 "counters": {self._counter: here.to_json()},

@@ -149,9 +149,9 @@ class Conversation:
             self._fold(chunk)
 
     def _fold(self, chunk: Chunk) -> None:
+        self._log.extend(log_from_json(chunk["events"], self._decode))  # first: another version's is read no further
         self._search = None  # of the log so far
         self._tip, self._turn = chunk["id"], max(self._turn, chunk["turn"] + 1)
-        self._log.extend(log_from_json(chunk["events"], self._decode))
         self._written = self._ends[self._tip] = len(self._log)
         self._look(self._log)
 

@@ -13,7 +13,7 @@ from tts_agent.budget import Budget, Ledger
 from tts_agent.errors import ConfigError
 from tts_agent.nodes.account import Account, RunLedger
 from tts_agent.nodes.overrides import know, overridden
-from tts_agent.nodes.spent import Entry, read_entry
+from tts_agent.nodes.spent import Entry, newest_turn, read_entry
 from tts_agent.usage import Prices
 
 KEPT = 1024
@@ -22,7 +22,10 @@ IDLE = 3600.0
 
 
 class Run(NamedTuple):
-    """Where the caller runs: the object that all of one `invoke` shares, the thread, and whether it was resumed."""
+    """Where the caller runs: the object that all of one `invoke` shares, the thread, and whether it was resumed.
+
+    Of the last only the first nodes know that run after it.
+    """
 
     control: object | None = None
     thread: str | None = None
@@ -36,8 +39,8 @@ class Run(NamedTuple):
         except RuntimeError:
             return cls()
         thread = settings.get("thread_id")
-        # NOTE: LangGraph has no public way to tell a run that goes on from a new one. Without this key every `invoke`
-        # counts as a run of its own.
+        # NOTE: LangGraph has no public way to tell a run that goes on from a new one. Without this key it counts
+        # whether somebody wrote since, as it does for later nodes.
         resumed = bool(settings.get("__pregel_resuming"))
         return cls(runtime.control, None if thread is None else str(thread), resumed)
 
@@ -45,9 +48,10 @@ class Run(NamedTuple):
 class SharedBudget:
     """A budget for all that is given this object, together.
 
-    With `per="run"` a run is one `invoke` and whatever resumes it; everything inside it counts: nodes, sub-graphs,
-    `Send` branches, agents that tools call. With `per="thread"` all runs of a conversation are one account. `name` is
-    its place in `state["tts_budgets"]`. Limits in dollars need `prices`.
+    With `per="run"` a run is one `invoke` and whatever resumes it: what goes on in its thread before somebody wrote
+    again (a message that is no model's and no tool's). Everything inside it counts: nodes, sub-graphs, `Send` branches,
+    agents that tools call. With `per="thread"` all runs of a conversation are one account. `name` is its place in
+    `state["tts_budgets"]`. Limits in dollars need `prices`.
 
     In a process there is one live account a run, so what runs side by side cannot spend the same room twice. Across
     processes what was spent is known from the state: give the state of every graph the key (as `PlanState` has it). Two
@@ -82,12 +86,15 @@ class SharedBudget:
         entry = read_entry(state, self.name)
         here = Run.current()
         with self._lock:
-            run = self._run(here, entry)
+            turn = newest_turn(state)
+            run = self._run(here, entry, turn)
             account = self._accounts.pop(run, None)
             new = account is None
             if account is None:
                 begun = entry["begun"] if entry is not None and entry["run"] == run else time.time()
                 account = Account(RunLedger(budget, name=self.name, prices=self.prices), run=run, begun=begun)
+            if account.turn is None or entry is not None:  # else an agent inside the run, with messages of its own
+                account.turn = turn
             account.ledger.limit(budget)
             account.learn(entry)
             self._accounts[run] = account  # the newest stands last
@@ -101,12 +108,13 @@ class SharedBudget:
         with self._lock:
             return self._accounts.get(account.run) is account
 
-    def _run(self, here: Run, entry: Entry | None) -> str:
+    def _run(self, here: Run, entry: Entry | None, turn: str | None) -> str:
         """The id of the run that calls, which is remembered for what runs beside it."""
         _, run = self._runs.get(id(here.control), (None, None))
         if run is None:
             known = self._threads.get(here.thread or "") if entry is None else str(entry["run"])
-            goes_on = here.resumed or self.per == "thread"
+            same_turn = turn is not None and entry is not None and entry.get("turn") == turn
+            goes_on = self.per == "thread" or here.resumed or same_turn
             run = known if known is not None and goes_on else uuid4().hex
         if here.control is not None:
             self._runs[id(here.control)] = (here.control, run)

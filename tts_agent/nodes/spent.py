@@ -5,8 +5,10 @@ run. Counters only grow, and two values of one counter merge to the larger: bran
 bring the same spending as often as they like, and it counts once.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
+
+from langchain_core.messages import AIMessage, ToolMessage
 
 from tts_agent.budget import NOTHING, Amounts
 from tts_agent.errors import ConfigError, LogError
@@ -68,6 +70,15 @@ def read_entry(state: Any, name: str) -> Entry | None:
             f"state[{BUDGETS!r}][{name!r}] has version {entry['version']!r}; this release reads version {VERSION}"
         )
     return entry
+
+
+def newest_turn(state: Any) -> str | None:
+    """The id of the newest message in `state` that no model and no tool wrote; None if there is none."""
+    messages = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
+    if not isinstance(messages, Sequence):
+        return None
+    written = (message for message in reversed(messages) if not isinstance(message, (AIMessage, ToolMessage)))
+    return next((getattr(message, "id", None) for message in written), None)
 
 
 def merge_budgets(left: dict[str, Entry] | None, right: dict[str, Entry] | None) -> dict[str, Entry]:

@@ -22,12 +22,17 @@ from tts_agent.thought import Thought
 from tts_agent.tree import ThoughtTree
 from tts_agent.usage import ZERO, Usage
 
-VERSION = 1
+VERSION = 2
 """Version of the `tts` key. Another one is refused."""
 
 
 Update = dict[str, Any]
 """What a node returns: new values for some keys of the state."""
+
+
+def newest(memory: dict[str, Any], writes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Reducer of what a planning step leaves to the next: the last one counts."""
+    return writes[-1] if writes else memory
 
 
 class PlanState(TypedDict):
@@ -39,7 +44,7 @@ class PlanState(TypedDict):
     """
 
     messages: Annotated[list[AnyMessage], add_messages]
-    tts: NotRequired[dict[str, Any]]
+    tts: NotRequired[Annotated[dict[str, Any], DeltaChannel(newest, snapshot_frequency=8)]]
     tts_budgets: NotRequired[Annotated[dict[str, Any], merge_budgets]]
 
 
@@ -53,6 +58,8 @@ def read_log(log: Log, decode: Decode | None = None) -> list[Event]:
         chunks = [orjson.loads(chunk) for chunk in log]
     except (orjson.JSONDecodeError, TypeError) as error:
         raise LogError(f"state['search'] is no log of a search: {error}; set it to None to begin anew") from error
+    if other := [chunk for chunk in chunks if not isinstance(chunk, list)]:
+        raise LogError(f"state['search'] holds {other[0]!r}, no chunk of a log; set it to None to begin anew")
     return [event for chunk in chunks for event in log_from_json(chunk, decode)]
 
 
