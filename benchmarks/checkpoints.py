@@ -8,8 +8,9 @@ file, with `invoke` (`sync`) and with `ainvoke` (`async`). What is measured is t
 the arms take turns, figures are medians. `added` is the graph less the search alone, a thought.
 
 `growth`: an agent of as many planning steps, each of that many thoughts of 300 tokens, whose ids are drawn from 0 to
-151,935, with SQLite on a file, as a beam and as best-first search. What is measured is how much the file grows, and the
-CPU time of a step, the search included. Every step's decision is followed by a message that the planner did not
+151,935, with SQLite on a file, as a beam, as best-first search, and as best-first search whose verdicts favour one
+decision, so that nearly the whole tree lies under it. What is measured is how much the file grows, and the CPU time of
+a step, the search included. Every step's decision is followed by a message that the planner did not
 foresee, so nothing is used again, and the prompt grows. `carried` is how many thoughts the state holds for the next
 step, in case it could use them.
 """
@@ -25,7 +26,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from random import Random
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -162,6 +163,15 @@ class ByLast:
         return [Verdict(branch.prefix.ids[-1] / VOCABULARY, verifier=self.name) for branch in branches]
 
 
+class ByDecision(ByLast):
+    """The score is that of the decision: the first thought, and all below it, are good."""
+
+    name = "by decision"
+
+    async def __call__(self, branches: Sequence[Branch]) -> list[Verdict | Unverified]:
+        return [Verdict(0.99 if branch.path[0].id == 1 else 0.01, verifier=self.name) for branch in branches]
+
+
 class Talk:
     """Every message asks for a search that extends what was decided so far."""
 
@@ -177,18 +187,25 @@ class Talk:
         return AIMessage(thought.text)
 
 
-def shapes(thoughts: int) -> dict[str, Beam | BestFirst]:
-    """A beam of ten levels, and a search that goes where it looks best."""
+class Shape(NamedTuple):
+    strategy: Beam | BestFirst
+    verifier: ByLast
+
+
+def shapes(thoughts: int) -> dict[str, Shape]:
+    """A beam of ten levels, and searches that go where it looks best."""
+    best_first = BestFirst(k=K, parallel=PARALLEL, max_expansions=thoughts // K)
     return {
-        "beam": Beam(k=max(thoughts // 50, 1), keep=5, depth=DEPTH),
-        "best_first": BestFirst(k=K, parallel=PARALLEL, max_expansions=thoughts // K),
+        "beam": Shape(Beam(k=max(thoughts // 50, 1), keep=5, depth=DEPTH), ByLast()),
+        "best_first": Shape(best_first, ByLast()),
+        "one_decision": Shape(best_first, ByDecision()),
     }
 
 
-def agent_of(strategy: Beam | BestFirst, steps: int) -> StateGraph[Any, Any, Any, Any]:
+def agent_of(shape: Shape, steps: int) -> StateGraph[Any, Any, Any, Any]:
     """Plans, acts and plans again."""
     engine = WideEngine()
-    node = make_plan_node(engine, dialect=Talk(engine, DEPTH), strategy=strategy, verifier=ByLast(), budget=BUDGET)
+    node = make_plan_node(engine, dialect=Talk(engine, DEPTH), budget=BUDGET, **shape._asdict())
 
     def act(state: PlanState) -> dict[str, Any]:
         return {"messages": [HumanMessage(f"result {len(state['messages'])}")]}
@@ -215,12 +232,12 @@ def tables(path: Path) -> dict[str, float]:
         }
 
 
-def measure_growth(strategy: Beam | BestFirst, steps: int) -> dict[str, Any]:
+def measure_growth(shape: Shape, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoints.db"
         begun, seen, carried = time.process_time(), 0, 0
         with SqliteSaver.from_conn_string(str(path)) as saver:
-            agent = agent_of(strategy, steps).compile(checkpointer=saver)
+            agent = agent_of(shape, steps).compile(checkpointer=saver)
             for state in agent.stream(GO, CONFIG, stream_mode="updates"):
                 if "plan" in state:
                     seen += state["plan"]["tts"]["outcome"]["thoughts"]
@@ -246,8 +263,8 @@ def main(argv: list[str] | None = None) -> int:
     fused = measure_fused(options.thoughts, options.runs)
     print("  ".join(f"{name} {value}" for name, value in fused.items()))
     growth = {}
-    for name, strategy in shapes(options.thoughts).items():
-        growth[name] = measure_growth(strategy, options.steps)
+    for name, shape in shapes(options.thoughts).items():
+        growth[name] = measure_growth(shape, options.steps)
         print(f"{name}: " + "  ".join(f"{figure} {value}" for figure, value in growth[name].items()))
     if options.json:
         print(json.dumps({**vars(options), "fused": fused, "growth": growth}))

@@ -1,5 +1,7 @@
 """Nothing that runs in an event loop waits in it: no file, no socket, no sleep."""
 
+import asyncio
+import gc
 import sqlite3
 import time
 from contextlib import closing
@@ -13,7 +15,10 @@ from graphs.assistant import build_chat
 from graphs.countdown import agraph, build
 from tests.chat_models.server import ChatServer
 from tests.nodes.table import make_engine
+from tts_agent import Prefix, Sampling
 from tts_agent.chat_models import ChatSGLang
+from tts_agent.engines.embedded import EmbeddedEngine
+from tts_agent.pocket import model_folder
 
 
 async def test_what_waits_is_found() -> None:
@@ -27,6 +32,15 @@ async def test_the_countdown_agent_loads_and_plans() -> None:
         assert await agraph() is agent
         result = await agent.ainvoke({"messages": [HumanMessage("Make 24 from 8 5 3 1")]})
     assert result["messages"][-1].text.endswith(" Solved.")
+
+
+async def test_an_engine_that_nobody_holds_ends_beside_the_loop() -> None:
+    engine = await asyncio.to_thread(EmbeddedEngine, model_folder())
+    sampling = Sampling(max_tokens=3)
+    with blockbuster_ctx():  # what it finds in a finalizer is a warning, and so an error
+        assert [done async for done in engine.sample(Prefix((7, 8)), sampling, seeds=[1])]
+        engine = None
+        gc.collect()
 
 
 async def test_a_trace_is_written_beside_the_loop(tmp_path: Path) -> None:

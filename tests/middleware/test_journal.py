@@ -104,6 +104,7 @@ async def test_settled_candidates_are_given_back(sync: bool, killed_at: int) -> 
     assert result["messages"][-1].response_metadata["tts"]["candidates"] == 6
 
 
+@pytest.mark.verify  # the processes take their time to begin
 @pytest.mark.parametrize(("kind", "killed_at"), [("sync", 2), ("async", 6)])
 def test_a_process_that_was_killed_is_taken_up_by_another(kind: str, killed_at: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.middleware.victim", str(tmp_path), kind, str(killed_at)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -324,3 +325,19 @@ def test_a_state_without_messages_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no list of 'messages', but \['question'\]; plan in a graph over PlanState"):
         graph.compile().invoke({"question": "go"})
     assert not engine.requests
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+def test_what_a_step_leaves_is_stored_once_and_read_back_however_it_is_stored(durability: Any, tmp_path: Path) -> None:
+    path, (_, graph) = tmp_path / "checkpoints.db", player()
+    with saver_at(str(path)) as saver:
+        agent, config = graph.compile(checkpointer=saver), thread()
+        assert agent.get_state(config).values == {}
+        for _ in range(4):  # a snapshot is due in between
+            result = agent.invoke(PUZZLE, config, durability=durability)
+            assert agent.get_state(config).values["tts"] == result["tts"]
+        told = [saved.values.get("tts", {}).get("step") for saved in agent.get_state_history(config)]
+        assert told[0] == result["tts"]["step"]
+    with sqlite3.connect(path) as database:
+        held = database.execute("select count(*) from checkpoints where instr(checkpoint, 'outcome') > 0").fetchone()[0]
+    assert held <= (4 if durability == "exit" else len(told) // 4)

@@ -142,7 +142,7 @@ def check_the_same(strategy: Any, budget: Budget, faults: Any, seed: int, solvab
     assert found[0] == found[1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @cases
 def test_the_tree_is_that_of_the_fused_node_with_a_barrier(
     strategy: Any, budget: Budget, faults: Any, seed: int, solvable: bool, judged: bool
@@ -151,7 +151,8 @@ def test_the_tree_is_that_of_the_fused_node_with_a_barrier(
 
 
 @pytest.mark.verify
-@settings(max_examples=1000, deadline=None)
+@pytest.mark.timeout(600)
+@settings(max_examples=500, deadline=None)
 @cases
 def test_the_tree_is_that_of_the_fused_node_in_many_cases(
     strategy: Any, budget: Budget, faults: Any, seed: int, solvable: bool, judged: bool

@@ -38,12 +38,13 @@ def newest(memory: dict[str, Any], writes: Sequence[dict[str, Any]]) -> dict[str
 class PlanState(TypedDict):
     """State of a planning agent. Any state with these keys will do; `tts_budgets` is for shared budgets alone.
 
-    `tts` is replaced by every planning step: never more than one step is kept. Of interest to readers are
-    `tts["outcome"]` (decision, stop, limit, solved, usage, lost, thoughts, cut), `tts["carried"]` (whether that
-    step's search began with the subtree of the step before), `tts["step"]` and `tts["totals"]` (the run so far).
+    `tts` is empty at first and replaced by every planning step: never more than one step is kept. Of interest to
+    readers are `tts["outcome"]` (decision, stop, limit, solved, usage, lost, thoughts, cut), `tts["carried"]` (whether
+    that step's search began with the subtree of the step before), `tts["step"]` and `tts["totals"]` (the run so far).
     """
 
     messages: Annotated[list[AnyMessage], add_messages]
+    # NOTE: a plain channel would be stored anew with every super-step; this one once, when it is written.
     tts: NotRequired[Annotated[dict[str, Any], DeltaChannel(newest, snapshot_frequency=8)]]
     tts_budgets: NotRequired[Annotated[dict[str, Any], merge_budgets]]
 

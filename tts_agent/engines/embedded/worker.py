@@ -42,10 +42,12 @@ class Worker:
         with self._gate:
             self._stopped = True
             thread = self._thread
-        # NOTE: a garbage collection in the worker's own thread may be what ends the engine.
+        # NOTE: a garbage collection may be what ends the engine, in the worker's own thread or in an event loop, which
+        # must not wait for a step.
         if thread is not None and thread is not threading.current_thread():
             self._orders.put(lambda: None)  # wakes the thread if it sleeps
-            thread.join()
+            if not _in_a_loop():
+                thread.join()
 
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
@@ -82,6 +84,15 @@ class Worker:
                 loop.call_soon_threadsafe(_hand_over, letters)
             except RuntimeError:  # the loop was closed: nobody waits there any more
                 continue
+
+
+def _in_a_loop() -> bool:
+    """Whether the caller runs in an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _hand_over(letters: list[tuple[Mailbox, Message]]) -> None:
