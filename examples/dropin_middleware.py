@@ -21,8 +21,8 @@ from tools.calculator import calculator
 from tts_agent import Budget, load_engine
 from tts_agent.dialect import Request
 from tts_agent.engines import Engine
+from tts_agent.loop import run_sync
 from tts_agent.middleware import BudgetMiddleware, Candidate, PlanSearchMiddleware
-from tts_agent.nodes.loop import run_sync
 from tts_agent.pocket.dialect import CountdownDialect
 
 

@@ -25,8 +25,8 @@ from tts_agent import Budget, load_engine
 from tts_agent.dialect import Answer
 from tts_agent.engines import Engine
 from tts_agent.errors import ConfigError
+from tts_agent.loop import run_sync
 from tts_agent.nodes import PlanState, make_plan_node
-from tts_agent.nodes.loop import run_sync
 from tts_agent.pocket import countdown_verifier
 from tts_agent.pocket.dialect import CountdownDialect
 from tts_agent.task import Task

@@ -10,7 +10,7 @@ import tts_agent
 PACKAGE = Path(tts_agent.__file__).parent
 
 LAYERS = [
-    {"errors", "prefix", "usage", "thought", "budget", "events", "tree", "outcome", "task", "dialect"},
+    {"errors", "loop", "prefix", "usage", "thought", "budget", "events", "tree", "outcome", "task", "dialect"},
     {"engines", "verifiers", "dialects"},
     {"search", "trace", "pocket"},
     {"nodes", "middleware", "chat_models"},

@@ -16,8 +16,8 @@ from tests.nodes.world import BUDGET, STRATEGIES, make_engine, make_graph
 from tts_agent import Ledger, ThoughtTree, Usage
 from tts_agent.budget import NOTHING, Amounts
 from tts_agent.events import Chosen, Deepened, Sampled, log_from_json
+from tts_agent.loop import run_sync
 from tts_agent.nodes.journal import is_chunk
-from tts_agent.nodes.loop import run_sync
 from tts_agent.nodes.review import CHOSE
 from tts_agent.search.driver import thought_seed
 from tts_agent.search.state import SearchState

@@ -29,7 +29,7 @@ from tts_agent.chat_models.voice import Asked
 from tts_agent.engines import load_engine
 from tts_agent.engines.base import Engine, Sampling
 from tts_agent.errors import ConfigError
-from tts_agent.nodes.loop import run_sync
+from tts_agent.loop import run_sync
 
 if TYPE_CHECKING:
     from tts_agent.middleware.bounds import PromptSize

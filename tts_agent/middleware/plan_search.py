@@ -15,13 +15,13 @@ from langgraph.constants import TAG_NOSTREAM
 
 from tts_agent.budget import Budget, Ledger
 from tts_agent.errors import ConfigError
+from tts_agent.loop import run_sync
 from tts_agent.middleware.bounds import estimate
 from tts_agent.middleware.candidates import Candidate, CandidateEngine, Judge
 from tts_agent.middleware.journal import Answer, Ask, akept, kept, stores
 from tts_agent.middleware.meter import BudgetRefusal, current_meter
 from tts_agent.middleware.request import changed
 from tts_agent.nodes.audience import Audience
-from tts_agent.nodes.loop import run_sync
 from tts_agent.nodes.observed import open_search
 from tts_agent.nodes.transformer import TTSTransformer
 from tts_agent.outcome import Outcome

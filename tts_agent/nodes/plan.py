@@ -16,9 +16,9 @@ from langgraph.types import interrupt
 from tts_agent.dialect import Dialect
 from tts_agent.engines.base import Engine
 from tts_agent.errors import ConfigError
+from tts_agent.loop import run_sync
 from tts_agent.nodes.attempt import Attempt, Memo, current_attempt
 from tts_agent.nodes.journal import Ask, Chunk, Conversation
-from tts_agent.nodes.loop import run_sync
 from tts_agent.nodes.overrides import know
 from tts_agent.nodes.place import Attempts, Place
 from tts_agent.nodes.planner import Planner, Settings, Step

@@ -21,7 +21,7 @@ from tts_agent.dialect import Dialect
 from tts_agent.engines.base import Engine
 from tts_agent.errors import SearchError
 from tts_agent.events import Event, Judged, Opened, Pruned
-from tts_agent.nodes.loop import run_sync
+from tts_agent.loop import run_sync
 from tts_agent.nodes.overrides import know
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.standing import Asked, Shelf, Standing

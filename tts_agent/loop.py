@@ -21,7 +21,9 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
     """
     if threading.current_thread().name == "tts-agent":
         work.close()
-        raise SearchError("a planning node was called synchronously from inside a search; await ainvoke() there")
+        raise SearchError(
+            "a synchronous call from inside a search, which would wait for itself; await the asynchronous one there"
+        )
     future = asyncio.run_coroutine_threadsafe(work, _private_loop())
     try:
         return future.result()
