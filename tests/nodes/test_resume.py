@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,7 +16,7 @@ from langchain_core.messages import HumanMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import Command
+from langgraph.types import Command, RetryPolicy
 
 from tests.nodes.savers import async_saver_at, saver_at
 from tests.nodes.table import make_engine as make_player
@@ -26,7 +27,7 @@ from tts_agent import BestFirst, Budget, ScriptedEngine, Usage
 from tts_agent.engines import Fault
 from tts_agent.errors import ConfigError, EngineUnavailable, LogError
 from tts_agent.events import VERSION, Sampled
-from tts_agent.nodes import create_planning_agent
+from tts_agent.nodes import PlanState, create_planning_agent
 from tts_agent.nodes.journal import is_chunk
 from tts_agent.nodes.state import VERSION as STATE_VERSION
 from tts_agent.pocket import countdown_verifier
@@ -93,6 +94,32 @@ def test_an_asynchronous_step_goes_on_from_any_checkpointer(address: str, tmp_pa
             assert totals["usage"]["prompt_computed"] == engine.served.prompt_computed
 
     asyncio.run(main())
+
+
+def test_what_a_retried_attempt_spent_is_known_to_the_next_process(address: str, tmp_path: Path) -> None:
+    """LangGraph stores what a retry does apart from the first attempt, and gives it back to nobody."""
+    trace, config = tmp_path / "trace.jsonl", thread()
+
+    def retried(engine: ScriptedEngine, saver: Any) -> Any:
+        settings: dict[str, Any] = {"strategy": STRATEGIES["best_first"], "verifier": None, "flush_events": 8}
+        node = make_graph(engine, trace=trace, **settings).nodes["plan"].runnable
+        graph: StateGraph[Any] = StateGraph(PlanState)
+        graph.add_node("plan", node, retry_policy=RetryPolicy(initial_interval=0.01, max_attempts=2))
+        graph.add_edge(START, "plan")
+        graph.add_edge("plan", END)
+        return graph.compile(checkpointer=saver)
+
+    first, second = make_engine(faults=OUTAGE), make_engine()
+    with saver_at(address) as saver, pytest.raises(EngineUnavailable):
+        retried(first, saver).invoke(GO, config)
+    assert len(first.requests) > 11  # both attempts failed
+    with saver_at(address) if address != "memory" else nullcontext(saver) as saver:
+        totals = retried(second, saver).invoke(None, config)["tts"]["totals"]
+    for unit in ("prompt_computed", "generated"):
+        assert totals["usage"][unit] == getattr(first.served, unit) + getattr(second.served, unit)
+    log = [log for log in read(trace) if log.complete][-1]
+    sampled = [event.thought.id for event in log.events if isinstance(event, Sampled)]
+    assert len(sampled) == len(set(sampled))
 
 
 def test_a_review_is_answered_from_any_checkpointer(address: str) -> None:

@@ -90,6 +90,7 @@ class Conversation:
         self._recorded = 0  # events of it that are in the trace
         self._ends = {"": 0}  # id of a chunk -> events of the log up to its end
         self._unconfirmed: set[str] = set()
+        self._closed = False
         self._seen = 0  # events of the log that were looked at for what follows
         self._ended, self._reopened = False, 0
         self._decided = ""  # how a reviewer decided
@@ -297,6 +298,7 @@ class Conversation:
             await asyncio.wait([driving])
         if self._search is not None:
             await self._search.aclose()
+        self._closed = True
 
     def leave(self) -> Left | None:
         """What the next attempt needs to know, if this one did not come to its end. The search is not listed now."""
@@ -304,9 +306,11 @@ class Conversation:
         if self._handle is None or search is None:
             return self._left
         delist(self._handle)
-        log = search.log
-        if not search.done:
-            log = self._torn(search) if self._outage is None else self._settled(search)
+        if search.done:
+            return Left(search.log, self._ends, self._turn)
+        if not self._closed:  # whoever closed it was cancelled, and nobody knows what was used: only the journal counts
+            return None
+        log = self._torn(search) if self._outage is None else self._settled(search)
         return Left(log, self._ends, self._turn)
 
     @staticmethod

@@ -90,8 +90,10 @@ class PlanNode(Runnable[PlanState, Update]):
                 talk.leave()
                 raise
             except BaseException:
-                run_sync(talk.aclose())
-                self._memo.keep(attempt, talk.leave())
+                try:
+                    run_sync(talk.aclose())
+                finally:
+                    self._memo.keep(attempt, talk.leave())
                 raise
             talk.leave()
             return entrypoint.final(value=talk.edit, save=None)
@@ -131,8 +133,10 @@ class PlanNode(Runnable[PlanState, Update]):
                 talk.leave()
                 raise
             except BaseException:
-                await talk.aclose()
-                self._memo.keep(attempt, talk.leave())
+                try:
+                    await talk.aclose()
+                finally:
+                    self._memo.keep(attempt, talk.leave())
                 raise
             talk.leave()
             return entrypoint.final(value=talk.edit, save=None)

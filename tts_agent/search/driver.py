@@ -847,10 +847,13 @@ class Search:
         for round_ in list(self._questions):
             await self._inbox.drop(Job("verify", round_))
         self._questions.clear()
-        for expansion, entry in list(self.state.pending.items()):
-            if entry.planned.commit and not closing:
-                continue
-            usage = await self._abort_stream(expansion, entry)
+        pending = {key: entry for key, entry in self.state.pending.items() if closing or not entry.planned.commit}
+        streams = {expansion: self._streams.pop(expansion) for expansion in pending if expansion in self._streams}
+        # All at once: an engine may take its time to confirm, and must not go on with the others meanwhile.
+        used = await asyncio.gather(*(stream.abort() for stream in streams.values()))
+        aborted = dict(zip(streams, used, strict=True))
+        for expansion, entry in pending.items():
+            usage = await self._aborted(expansion, entry, aborted)
             reservation = entry.planned.reservation
             if usage is None:
                 held = self.ledger.reservations[reservation]
@@ -860,12 +863,11 @@ class Search:
             else:
                 self._emit(Settled(reservation))
 
-    async def _abort_stream(self, expansion: int, entry: Pending) -> Usage | None:
-        """Stop the samples of an expansion; what the unfinished ones used, None if nobody knows."""
-        stream = self._streams.pop(expansion, None)
-        if stream is None:
+    async def _aborted(self, expansion: int, entry: Pending, aborted: Mapping[int, Usage | None]) -> Usage | None:
+        """What the unfinished samples of an expansion had used, None if nobody knows; those that did end are taken."""
+        if expansion not in aborted:
             return None if self._failed.pop(expansion, None) else ZERO
-        usage = await stream.abort()
+        usage = aborted[expansion]
         for item in await self._inbox.close(Job("sample", expansion)):
             if isinstance(item, Completion):
                 self._sampled(entry, item)
