@@ -262,6 +262,11 @@ def sample_bound(capabilities: Capabilities, prompt: int, n: int, max_tokens: in
 
 
 def question_bound(prompt: int, suffix: int, labels: Sequence[Label] = ()) -> Usage:
-    """The most that one label question may consume, with nothing cached."""
-    continued = sum(len(label) - 1 for label in labels if not isinstance(label, int))
-    return Usage(prompt_computed=prompt + suffix + continued, calls=1).as_verifier()
+    """The most that one label question may consume, with nothing cached.
+
+    What follows each beginning of a label of several tokens may be asked by itself, with the prompt thrown out of the
+    cache in between.
+    """
+    beginnings = {label[:size] for label in labels if not isinstance(label, int) for size in range(1, len(label))}
+    computed = prompt + suffix + sum(prompt + suffix + len(beginning) for beginning in beginnings)
+    return Usage(prompt_computed=computed, calls=1).as_verifier()

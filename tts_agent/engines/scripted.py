@@ -18,7 +18,6 @@ from tts_agent.engines.base import (
     Label,
     LabelScores,
     Sampling,
-    question_bound,
     refuse_constraints,
 )
 from tts_agent.errors import ConfigError, EngineUnavailable, PromptError
@@ -145,7 +144,7 @@ class ScriptedEngine:
         if fault is not None and fault.kind == "refused":
             raise EngineUnavailable("scripted: the question was refused")
         scores = []
-        asked = question_bound(0, len(suffix), labels).prompt
+        asked = len(suffix) + sum(len(label) - 1 for label in labels if not isinstance(label, int))
         for prefix in prefixes:
             good = min(max(self._judge(self.decode(prefix.ids)), 1e-9), 1 - 1e-9)
             size = len(prefix) + asked
