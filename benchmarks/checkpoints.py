@@ -33,6 +33,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph
 
+from benchmarks.fixed import Fixed
 from benchmarks.overhead import PARALLEL, K, judge, make_task, script
 from tts_agent import Beam, BestFirst, Budget, LabelVerifier, Prefix, Sampling, ScriptedEngine, Task, Thought, search
 from tts_agent.dialect import Decided, Request
@@ -47,19 +48,6 @@ BUDGET = Budget(calls=PLENTY, generated_tokens=PLENTY, total_tokens=PLENTY, comp
 LENGTH = 300  # tokens of a thought
 VOCABULARY = 151_936
 DEPTH = 11
-
-
-class Fixed:
-    """Any message asks for the same search."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-
-    def request(self, messages: Sequence[AnyMessage], last: Decided | None) -> Request:
-        return Request(self._task)
-
-    def decide(self, thought: Thought) -> AIMessage:
-        return AIMessage(thought.text)
 
 
 # --- CPU a thought

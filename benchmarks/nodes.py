@@ -15,18 +15,18 @@ import gc
 import json
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from statistics import median
 from typing import Any, TypedDict
 
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph
 
+from benchmarks.fixed import Fixed
 from benchmarks.instant import LENGTH, InstantEngine
-from tts_agent import Beam, Budget, LabelVerifier, Sampling, Task, Thought, search
-from tts_agent.dialect import Decided, Request
+from tts_agent import Beam, Budget, LabelVerifier, Sampling, Task, search
 from tts_agent.nodes import create_planner
 from tts_agent.prefix import Prefix
 
@@ -35,19 +35,6 @@ PROMPT = 64  # tokens
 PLENTY = 10**12
 BUDGET = Budget(calls=PLENTY, generated_tokens=PLENTY, total_tokens=PLENTY, computed_tokens=PLENTY)
 CONFIG: Any = {"configurable": {"thread_id": "1"}, "recursion_limit": 10**6}
-
-
-class Fixed:
-    """Any message asks for the same search."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-
-    def request(self, messages: Sequence[AnyMessage], last: Decided | None) -> Request:
-        return Request(self._task)
-
-    def decide(self, thought: Thought) -> AIMessage:
-        return AIMessage(thought.text)
 
 
 class Count(TypedDict):

@@ -15,37 +15,24 @@ import asyncio
 import gc
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from statistics import median
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langchain_core.messages import HumanMessage
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langchain_core.tracers.schemas import Run
 from langgraph.graph import END, START, StateGraph
 
+from benchmarks.fixed import Fixed
 from benchmarks.overhead import PARALLEL, K, judge, make_task, script
-from tts_agent import BestFirst, LabelVerifier, ScriptedEngine, Task, Thought
-from tts_agent.dialect import Decided, Request
+from tts_agent import BestFirst, LabelVerifier, ScriptedEngine
 from tts_agent.nodes import PlanState, make_plan_node
 from tts_agent.nodes.audience import Audience
 
 GO: Any = {"messages": [HumanMessage("go")]}
 LOOKS = 2000
-
-
-class Fixed:
-    """Any message asks for the same search."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-
-    def request(self, messages: Sequence[AnyMessage], last: Decided | None) -> Request:
-        return Request(self._task)
-
-    def decide(self, thought: Thought) -> AIMessage:
-        return AIMessage(thought.text)
 
 
 class Idle(BaseCallbackHandler):
