@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from operator import add
+from operator import add, le
 from typing import Any, NamedTuple
 
 from tts_agent.errors import BudgetError, SearchError
-from tts_agent.usage import USAGE_FIELDS, Prices, Usage
+from tts_agent.usage import USAGE_FIELDS, ZERO, Prices, Usage
 
 
 class Amounts(NamedTuple):
@@ -55,6 +55,7 @@ NOTHING = Amounts()
 SECONDS = USAGE_FIELDS.index("seconds")
 UNITS = ("calls", "generated_tokens", "total_tokens", "computed_tokens", "dollars")
 """Budget units in the order of `Amounts`."""
+CALLS = UNITS.index("calls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,11 @@ class Budget:
         )
 
     def to_json(self) -> dict[str, float]:
-        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        return {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
+
+
+_FIELDS = tuple(field.name for field in fields(Budget))
+_UNLIMITED = Budget()
 
 
 class Ledger:
@@ -140,7 +145,7 @@ class Ledger:
         parent: "Ledger | None" = None,
         prices: Prices | None = None,
     ) -> None:
-        self.budget = budget or Budget()
+        self.budget = budget or _UNLIMITED
         self.name = name
         self.parent = parent
         self.prices: Prices | None = prices or (parent.prices if parent else None)
@@ -223,6 +228,11 @@ class Ledger:
         """Whether anything but time limits this scope, or one around it."""
         return any(scope._bounded for scope in self._chain)
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a limit on tokens or dollars holds for this scope."""
+        return any(unit != CALLS for scope in self._chain for unit in scope._bounded)
+
     def limits(self) -> tuple[int | None, ...]:
         """The smallest limit of this scope and those around it, in the order and the units of `Amounts`."""
         return self._least(lambda scope, unit, limit: limit)
@@ -244,8 +254,12 @@ class Ledger:
 
     def seconds_left(self) -> float | None:
         """Seconds until the nearest time limit of this scope or one around it; None without one."""
-        left = [s.budget.seconds - s.seconds for s in self._chain if s.budget.seconds is not None]
-        return min(left, default=None)
+        least: float | None = None
+        for scope in self._chain:
+            if (limit := scope.budget.seconds) is not None:
+                left = limit - scope.seconds
+                least = left if least is None or left < least else least
+        return least
 
     def priced(self, usage: Usage) -> Usage:
         """`usage` with its dollars, if the ledger has prices and the engine gave none."""
@@ -275,6 +289,8 @@ class Ledger:
 
     def charge(self, reservation: int, usage: Usage) -> None:
         """Charge a part of the reserved work; the reservation shrinks by as much."""
+        if usage == ZERO:
+            return
         usage = self.priced(usage)
         with self._lock:
             self._take(reservation, Amounts.of(usage))
@@ -293,18 +309,12 @@ class Ledger:
     def _take(self, reservation: int, amounts: Amounts) -> None:
         """Turn `amounts` of what is reserved into what is charged."""
         held = self._open[reservation]
-        freed = Amounts(
-            amounts[0] if amounts[0] < held[0] else held[0],
-            amounts[1] if amounts[1] < held[1] else held[1],
-            amounts[2] if amounts[2] < held[2] else held[2],
-            amounts[3] if amounts[3] < held[3] else held[3],
-            amounts[4] if amounts[4] < held[4] else held[4],
-        )
+        freed = amounts if all(map(le, amounts, held)) else Amounts(*map(min, amounts, held))
         self._open[reservation] = held.minus(freed)
         for scope in self._chain:
             _add(scope._charged, amounts)
             _subtract(scope._reserved, freed)
-        if freed != amounts:
+        if freed is not amounts:
             excess = amounts.minus(freed)
             for scope in self._chain:
                 _add(scope._excess, excess)

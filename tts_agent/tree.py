@@ -1,9 +1,9 @@
 """The branch tree: a fold over the events of a search."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tts_agent.errors import LogError
 from tts_agent.events import Carried, Chosen, Deepened, Event, Judged, Merged, Opened, Planned, Pruned, Sampled
@@ -36,33 +36,44 @@ class ThoughtTree:
 
     def update(self, event: Event) -> None:
         """Fold one event in."""
-        match event:
-            case Sampled(thought):
-                if thought.expansion not in self.planned:
-                    raise LogError(f"expansion {thought.expansion!r} was sampled and never planned; the log has a gap")
-                self._add(thought)
-            case Judged(thought_id, verdict):
-                self.verdicts[self._known(thought_id)] = verdict
-            case Planned():
-                self._known(event.request.parent)
-                self.planned.add(event.expansion)
-                self.next_id = max(self.next_id, event.first + event.request.n)
-            case Merged(thought_id, into):
-                self.merged[self._known(thought_id)] = into
-            case Pruned(thought_id, reason):
-                self.pruned[self._known(thought_id)] = reason
-            case Carried(thought, carried):
-                self._add(thought)
-                self.next_id = max(self.next_id, thought.id + 1)
-                if carried is not None:
-                    self.verdicts[thought.id] = carried
-            case Opened():
-                self.root, self.root_text = event.root, event.root_text
-                self._parent = (ROOT, event.root.ids)
-            case Chosen():
-                self.chosen = event
-            case Deepened():
-                self.chosen = None  # a search that had ended goes on
+        fold = _FOLDS.get(type(event))
+        if fold is not None:
+            fold(self, event)
+
+    def _open(self, event: Opened) -> None:
+        self.root, self.root_text = event.root, event.root_text
+        self._parent = (ROOT, event.root.ids)
+
+    def _plan(self, event: Planned) -> None:
+        self._known(event.request.parent)
+        self.planned.add(event.expansion)
+        self.next_id = max(self.next_id, event.first + event.request.n)
+
+    def _sample(self, event: Sampled) -> None:
+        if event.thought.expansion not in self.planned:
+            raise LogError(f"expansion {event.thought.expansion!r} was sampled and never planned; the log has a gap")
+        self._add(event.thought)
+
+    def _carry(self, event: Carried) -> None:
+        self._add(event.thought)
+        self.next_id = max(self.next_id, event.thought.id + 1)
+        if event.verdict is not None:
+            self.verdicts[event.thought.id] = event.verdict
+
+    def _judge(self, event: Judged) -> None:
+        self.verdicts[self._known(event.thought)] = event.verdict
+
+    def _merge(self, event: Merged) -> None:
+        self.merged[self._known(event.thought)] = event.into
+
+    def _prune(self, event: Pruned) -> None:
+        self.pruned[self._known(event.thought)] = event.reason
+
+    def _choose(self, event: Chosen) -> None:
+        self.chosen = event
+
+    def _reopen(self, event: Deepened) -> None:
+        self.chosen = None  # a search that had ended goes on
 
     def _known(self, thought: int) -> int:
         if thought not in self.depth:
@@ -175,6 +186,20 @@ class Carry(NamedTuple):
     id: int
     parent: int
     verdict: Verdict | Unverified | None
+
+
+# What comes several times for every thought is looked up, not matched case by case.
+_FOLDS: dict[type[Any], Callable[[ThoughtTree, Any], None]] = {
+    Opened: ThoughtTree._open,
+    Planned: ThoughtTree._plan,
+    Sampled: ThoughtTree._sample,
+    Carried: ThoughtTree._carry,
+    Judged: ThoughtTree._judge,
+    Merged: ThoughtTree._merge,
+    Pruned: ThoughtTree._prune,
+    Chosen: ThoughtTree._choose,
+    Deepened: ThoughtTree._reopen,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,7 +19,7 @@ from tts_agent.events import Chosen, Deepened, Sampled, log_from_json
 from tts_agent.loop import run_sync
 from tts_agent.nodes.journal import is_chunk
 from tts_agent.nodes.review import CHOSE
-from tts_agent.search.driver import thought_seed
+from tts_agent.search.dice import thought_seed
 from tts_agent.search.state import SearchState
 from tts_agent.trace.recorder import Log, read
 from tts_agent.usage import total_usage

@@ -21,6 +21,7 @@ def entry(run: str, begun: float, counters: dict[str, int], soft: tuple[str, ...
         "limit": None,
         "soft": list(soft),
         "counters": made,
+        **Counter.total(made.values()).to_json(),
     }
 
 

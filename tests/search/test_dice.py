@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_agent.search.dice import dice
+from tts_agent.search.dice import dice, thought_seed
 
 DRAWS: list[Callable[[Random], Any]] = [
     lambda rng: [rng.random() for _ in range(3)],
@@ -22,7 +22,8 @@ DRAWS: list[Callable[[Random], Any]] = [
 
 
 @pytest.mark.parametrize("place", range(len(DRAWS)))
-@given(seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3))
-def test_they_draw_what_random_draws_whatever_was_drawn_before(place: int, seeds: list[int]) -> None:
-    for seed in seeds:
-        assert DRAWS[place](dice(seed)) == DRAWS[place](Random(seed))
+@given(seeds=st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 10**6)), min_size=1, max_size=3))
+def test_they_draw_what_random_draws_whatever_was_drawn_before(place: int, seeds: list[tuple[int, int]]) -> None:
+    for seed, expansion in seeds:
+        drawn = DRAWS[place](dice(seed, expansion))
+        assert drawn == DRAWS[place](Random(thought_seed(seed, -expansion - 1)))

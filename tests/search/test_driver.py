@@ -33,7 +33,8 @@ from tts_agent.engines import Fault
 from tts_agent.errors import ConfigError, EngineUnavailable, PromptError
 from tts_agent.events import Cancelled, Carried, Chosen, Lost, Merged, Planned, Sampled, log_to_json
 from tts_agent.search import make_strategy
-from tts_agent.search.driver import Search, thought_seed
+from tts_agent.search.dice import thought_seed
+from tts_agent.search.driver import Search
 from tts_agent.thought import ROOT
 from tts_agent.tree import Branch
 from tts_agent.usage import ZERO

@@ -1,17 +1,17 @@
 """A budget for any LangChain agent."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NoReturn, NotRequired
+from typing import Annotated, Any, Literal, NoReturn, NotRequired, TypeVar
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, ToolCallRequest
 from langchain.agents.middleware.types import ExtendedModelResponse
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.types import Command
 
-from tts_agent.budget import Budget, fit
+from tts_agent.budget import Amounts, Budget, fit
 from tts_agent.errors import BudgetError, ConfigError
 from tts_agent.middleware.bounds import PromptBound, estimate
 from tts_agent.middleware.meter import CAPS, BudgetRefusal, Meter, current_meter, metering
@@ -20,6 +20,8 @@ from tts_agent.nodes.account import Account
 from tts_agent.nodes.shared import SharedBudget
 from tts_agent.nodes.spent import BUDGETS, merge_budgets
 from tts_agent.usage import ZERO, Prices, Usage
+
+T = TypeVar("T")
 
 LEAST_TOKENS = 64
 """An answer is not cut below this many tokens to make it fit; the call is refused instead."""
@@ -121,8 +123,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             turn = _Turn(self, request, visit)
             while attempt := turn.attempt():
                 try:
-                    async with visit.in_time():
-                        turn.response = await handler(attempt)
+                    turn.response = await visit.in_time(handler(attempt))
                 except BudgetRefusal as refusal:
                     turn.refuse(refusal)
             return turn.result()
@@ -131,24 +132,25 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
     ) -> ToolMessage | Command[Any]:
         with self._metered(request.state) as visit:
+            before = visit.account.charged
             try:
                 visit.check(ZERO)
                 result = handler(request)
             except BudgetRefusal as refusal:
                 result = self._tool_error(refusal, request)
-            return self._with_entry(result, visit)
+            return self._with_entry(result, visit, before)
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]]
     ) -> ToolMessage | Command[Any]:
         with self._metered(request.state) as visit:
+            before = visit.account.charged
             try:
                 visit.check(ZERO)
-                async with visit.in_time():
-                    result = await handler(request)
+                result = await visit.in_time(handler(request))
             except BudgetRefusal as refusal:
                 result = self._tool_error(refusal, request)
-            return self._with_entry(result, visit)
+            return self._with_entry(result, visit, before)
 
     # --- parts of both ways
 
@@ -176,7 +178,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         """`request` with a cap on its answer that fits. Raises `BudgetRefusal` if not even the least answer fits."""
         meter = visit.meter
         argument = self._cap or next((name for name in CAPS if hasattr(request.model, name)), None)
-        if argument is None or not meter.counts_tokens:
+        if argument is None or not meter.ledger.counts_tokens:
             return request
         own = request.model_settings.get(argument) or getattr(request.model, argument, None)
         wanted = own if isinstance(own, int) and own > 0 else OUTPUT_TOKENS
@@ -217,10 +219,12 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         """The state's update: what this budget has spent by now."""
         return {BUDGETS: {self.budget.name: account.entry()}}
 
-    def _with_entry(self, result: ToolMessage | Command[Any], visit: "_Visit") -> ToolMessage | Command[Any]:
-        """`result`, and what was spent, if models were called meanwhile."""
+    def _with_entry(
+        self, result: ToolMessage | Command[Any], visit: "_Visit", before: Amounts
+    ) -> ToolMessage | Command[Any]:
+        """`result`, and what was spent, if models were called since `before` was what had been charged."""
         visit.meter.close()
-        if not visit.charged:
+        if visit.account.charged == before:
             return result
         if isinstance(result, ToolMessage):
             return Command(update={"messages": [result], **self.entry(visit.account)})
@@ -234,12 +238,6 @@ class _Visit:
 
     def __init__(self, account: Account, meter: Meter) -> None:
         self.account, self.meter = account, meter
-        self._before = account.charged
-
-    @property
-    def charged(self) -> bool:
-        """Whether anything was charged since it began."""
-        return self.account.charged != self._before
 
     def refuse(self, unit: str) -> NoReturn:
         """Raise the refusal, and remember it."""
@@ -251,13 +249,15 @@ class _Visit:
         if unit := self.meter.refuses(least):
             self.refuse(unit)
 
-    @asynccontextmanager
-    async def in_time(self) -> AsyncIterator[None]:
-        """Cancel what runs inside when the run's time is over, and raise `BudgetRefusal`."""
-        deadline = asyncio.timeout(self.meter.seconds_left())
+    async def in_time(self, work: Awaitable[T]) -> T:
+        """What `work` gives. It is cancelled when the run's time is over; raises `BudgetRefusal` then."""
+        left = self.meter.seconds_left()
+        if left is None:
+            return await work
+        deadline = asyncio.timeout(left)
         try:
             async with deadline:
-                yield
+                return await work
         except TimeoutError:
             if not deadline.expired():
                 raise

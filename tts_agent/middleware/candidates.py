@@ -3,9 +3,8 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from inspect import isawaitable
 from typing import Any, Self
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
@@ -33,35 +32,38 @@ class Candidate:
 
     request: ModelRequest[Any]
     response: ModelResponse[Any]
-    message: AIMessage = field(init=False)
+    message: AIMessage
     """What the model said; a `ToolMessage` of structured output may stand after it in `response.result`."""
-    text: str = field(init=False)
+    content: str
+    """Its text, without tool calls."""
+    text: str
     """Its text, and its tool calls as JSON."""
+    key: str
+    """What it wants to do: candidates with equal keys are the same decision."""
+    defect: str
+    """Why it is no decision that could be acted on; empty if it is one."""
 
-    def __post_init__(self) -> None:
-        message = next(message for message in self.response.result if isinstance(message, AIMessage))
-        calls = [json.dumps({"name": call["name"], "arguments": call["args"]}) for call in message.tool_calls]
-        object.__setattr__(self, "message", message)
-        object.__setattr__(self, "text", "\n".join(filter(None, (message.text, *calls))))
+    @classmethod
+    def of(cls, request: ModelRequest[Any], response: ModelResponse[Any]) -> Self:
+        """The candidate that `response` to `request` is."""
+        message = next(message for message in response.result if isinstance(message, AIMessage))
+        content = text = key = str(message.text)
+        if calls := message.tool_calls:
+            said = [json.dumps({"name": call["name"], "arguments": call["args"]}) for call in calls]
+            text = "\n".join(filter(None, (content, *said)))
+            key = json.dumps([[call["name"], call["args"]] for call in calls], sort_keys=True)
+        return cls(request, response, message, content, text, key, _defect(message, response, text))
 
-    @property
-    def key(self) -> str:
-        """What it wants to do: candidates with equal keys are the same decision."""
-        calls = self.message.tool_calls
-        return json.dumps([[call["name"], call["args"]] for call in calls], sort_keys=True) if calls else self.text
 
-    @property
-    def defect(self) -> str:
-        """Why it is no decision that could be acted on; empty if it is one."""
-        message, response = self.message, self.response
-        note = message.response_metadata.get("tts")
-        if isinstance(note, dict) and note.get("stop") == "budget":
-            return "the budget refused the call"
-        if message.invalid_tool_calls:
-            return f"a tool call cannot be read: {message.invalid_tool_calls[0].get('error')}"
-        if response.structured_response is None and any(isinstance(said, ToolMessage) for said in response.result):
-            return "the structured output does not fit its schema"
-        return "" if self.text or message.content else "it says nothing"
+def _defect(message: AIMessage, response: ModelResponse[Any], text: str) -> str:
+    note = message.response_metadata.get("tts")
+    if isinstance(note, dict) and note.get("stop") == "budget":
+        return "the budget refused the call"
+    if message.invalid_tool_calls:
+        return f"a tool call cannot be read: {message.invalid_tool_calls[0].get('error')}"
+    if response.structured_response is None and any(isinstance(said, ToolMessage) for said in response.result):
+        return "the structured output does not fit its schema"
+    return "" if text or message.content else "it says nothing"
 
 
 Said = Verdict | Unverified
@@ -148,7 +150,7 @@ class CandidateEngine:
         """Know of a response as soon as it is there, whatever becomes of it."""
         candidate = self._found.get(id(response))
         if candidate is None:
-            candidate = self._found[id(response)] = Candidate(self.request, response)
+            candidate = self._found[id(response)] = Candidate.of(self.request, response)
         return candidate
 
     async def judged(self, candidate: Candidate) -> Said | None:
@@ -165,7 +167,7 @@ class CandidateEngine:
     def _begin(judge: Judge, candidate: Candidate) -> "Said | asyncio.Task[Said]":
         try:
             score = judge(candidate)
-            return asyncio.create_task(_awaited(score)) if isawaitable(score) else _said(score)
+            return asyncio.create_task(_awaited(score)) if isinstance(score, Awaitable) else _said(score)
         except Exception as error:  # foreign code: its failure is not a verdict
             return _failure(error)
 
@@ -176,17 +178,18 @@ class CandidateEngine:
         return CandidateStream(self, len(seeds))
 
     async def complete(self, index: int) -> Completion:
-        """One call of the handler. Used by the engine's streams."""
-        try:
-            assert self.ask is not None
-            answer = await self.ask(self.request)
-        except GraphBubbleUp:
-            raise  # an interrupt of the graph is no failure
-        except Exception as error:  # providers and other middleware raise classes of their own
-            return Completion(index, (self._failed(error), END), "stop", Usage(calls=1))
-        candidate = self.heard(answer.response)
-        number = self._keep(candidate, answer.verdict)
-        return Completion(index, (number, END), "stop", self._usage(candidate))
+        """One call of the handler, when there is room for it. Used by the engine's streams."""
+        async with self._gate:
+            try:
+                assert self.ask is not None
+                answer = await self.ask(self.request)
+            except GraphBubbleUp:
+                raise  # an interrupt of the graph is no failure
+            except Exception as error:  # providers and other middleware raise classes of their own
+                return Completion(index, (self._failed(error), END), "stop", Usage(calls=1))
+            candidate = self.heard(answer.response)
+            number = self._keep(candidate, answer.verdict)
+            return Completion(index, (number, END), "stop", self._usage(candidate))
 
     def _failed(self, error: Exception) -> int:
         self.errors.append(error)
@@ -194,8 +197,8 @@ class CandidateEngine:
         return self._add(f"[{reason}]", Reading("invalid", reason=reason))
 
     def _keep(self, candidate: Candidate, verdict: Said | None) -> int:
-        text, message = candidate.text, candidate.message
-        action = {"content": message.text, "tool_calls": [[call["name"], call["args"]] for call in message.tool_calls]}
+        text, calls = candidate.text, candidate.message.tool_calls
+        action = {"content": candidate.content, "tool_calls": [[call["name"], call["args"]] for call in calls]}
         if defect := candidate.defect:
             number = self._add(text, Reading("invalid", action, reason=defect))
         else:
@@ -217,10 +220,6 @@ class CandidateEngine:
         size = len(candidate.text) // 3 + 1
         return Usage(prompt_computed=self._prompt, generated=size, decoded=size - 1, calls=1)
 
-    async def gated(self, index: int) -> Completion:
-        async with self._gate:
-            return await self.complete(index)
-
     async def label_logprobs(
         self, prefixes: Sequence[Prefix], suffix: Sequence[int], labels: Sequence[Label]
     ) -> list[LabelScores]:
@@ -234,6 +233,7 @@ class CandidateEngine:
 
     async def aclose(self) -> None:
         """Stop the judges that are still at it; calls end with their streams."""
+        self.ask = None  # it knows this engine: without the ring all of this is freed at once
         for said in self._verdicts.values():
             if isinstance(said, asyncio.Task):
                 said.cancel()
@@ -250,7 +250,7 @@ class CandidateStream:
         if calls == 1:
             return  # a single call needs no task of its own: whoever reads the stream makes it
         self._done: asyncio.Queue[asyncio.Task[Completion]] = asyncio.Queue()
-        self._tasks = {asyncio.create_task(engine.gated(index)) for index in range(calls)}
+        self._tasks = {asyncio.create_task(engine.complete(index)) for index in range(calls)}
         for task in self._tasks:
             task.add_done_callback(self._done.put_nowait)
 
@@ -275,7 +275,7 @@ class CandidateStream:
     async def _alone(self) -> Completion:
         self._reader = reader = asyncio.current_task()
         try:
-            completion = await self._engine.gated(0)
+            completion = await self._engine.complete(0)
         except asyncio.CancelledError:
             if not self._aborted or reader is None:
                 raise

@@ -104,7 +104,7 @@ class Meter(BaseCallbackHandler):
 
     def _bound(self, messages: Sequence[BaseMessage], params: Mapping[str, Any]) -> Usage:
         """The most that a call may use, as far as that is known."""
-        if not self.counts_tokens:
+        if not self.ledger.counts_tokens:
             return Usage(calls=1)
         size = (self.prompt_bound or estimate)(messages, params)
         self.prompt = max(self.prompt, size.tokens)
@@ -139,14 +139,11 @@ class Meter(BaseCallbackHandler):
 
     def seconds_left(self) -> float | None:
         """Seconds until the nearest time limit of the accounts; None without one."""
+        if self.ledger.seconds_left() is None:
+            return None
         for account in self.accounts:
             account.tick()
         return self.ledger.seconds_left()
-
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether any limit is about more than calls and seconds."""
-        return any(limit is not None for limit in self.ledger.limits()[1:])
 
     def priced(self, usage: Usage) -> Usage:
         return usage if self.prices is None else usage._replace(dollars=self.prices.dollars(usage))
@@ -156,11 +153,11 @@ class Meter(BaseCallbackHandler):
     def _used(self, response: LLMResult, bound: Usage) -> Usage:
         reported = _reported(response)
         if reported is None:
-            if self.counts_tokens:
+            if self.ledger.counts_tokens:
                 self.note("a model reports no usage, so its calls are charged at what was reserved for them")
             return bound
         usage = self.priced(reported)
-        if self.counts_tokens and (usage.prompt > bound.prompt or usage.generated > bound.generated):
+        if self.ledger.counts_tokens and (usage.prompt > bound.prompt or usage.generated > bound.generated):
             self.note("a model used more than was reserved for its call, so a limit may have been passed")
         return usage
 

@@ -1,6 +1,5 @@
 """Requests with changes."""
 
-from copy import copy
 from typing import Any
 
 from langchain.agents.middleware import ModelRequest
@@ -12,7 +11,6 @@ def changed(request: ModelRequest[Any], **changes: Any) -> ModelRequest[Any]:
     `override` sets all of them anew, each with a deprecation warning that it then ignores, at a price that every call
     of a model would pay.
     """
-    new = copy(request)
-    for name, value in changes.items():
-        object.__setattr__(new, name, value)
+    new: ModelRequest[Any] = object.__new__(type(request))
+    vars(new).update(vars(request), **changes)
     return new

@@ -163,6 +163,7 @@ class Account:
             here = Counter(self.ledger.spent, self.ledger.lost)
             for step in self._steps.values():
                 here = here.less(Counter(step.spent, step.lost))
+            said = here.to_json()
             return {
                 "version": VERSION,
                 "run": self.run,
@@ -171,5 +172,6 @@ class Account:
                 "turn": self.turn,
                 "limit": self.limit,
                 "soft": sorted(self.soft),
-                "counters": {self._counter: here.to_json()},
+                "counters": {self._counter: said},
+                **said,
             }

@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.graph import END, START, StateGraph
 from langgraph.prebuilt import ToolNode
@@ -35,6 +36,20 @@ def route_expanded(state: Mapping[str, Any]) -> Literal["verify", "__end__"]:
 def route_selected(state: Mapping[str, Any]) -> Literal["expand", "act", "__end__"]:
     """After `select`: another round while the search is under way, else as `route`."""
     return "expand" if state.get("search") else route(state)
+
+
+class _Route(Runnable[Mapping[str, Any], str]):
+    """A condition of an edge that is no run of its own: LangGraph traces a bare function, at a cost above its own."""
+
+    def __init__(self, to: Callable[[Mapping[str, Any]], str]) -> None:
+        self.name = to.__name__
+        self._to = to
+
+    def invoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **kwargs: Any) -> str:
+        return self._to(input)
+
+    async def ainvoke(self, input: Mapping[str, Any], config: RunnableConfig | None = None, **kwargs: Any) -> str:
+        return self._to(input)
 
 
 def create_planner(
@@ -113,7 +128,7 @@ def _wired(planning: Sequence[Node], act: ToolNode | None) -> StateGraph[Any, An
     first, last = str(planning[0].name), str(planning[-1].name)
     graph.add_edge(START, first)
     if staged:
-        graph.add_conditional_edges(first, route_expanded, ["verify", END])
+        graph.add_conditional_edges(first, _Route(route_expanded), ["verify", END])
         graph.add_edge("verify", last)
     decided: str = END
     if act is not None:
@@ -121,5 +136,6 @@ def _wired(planning: Sequence[Node], act: ToolNode | None) -> StateGraph[Any, An
         graph.add_node("act", act)
         graph.add_edge("act", first)
     ends: dict[Hashable, str] = {"act": decided, END: END}
-    graph.add_conditional_edges(last, route_selected if staged else route, ends | {"expand": first} if staged else ends)
+    onward = _Route(route_selected if staged else route)
+    graph.add_conditional_edges(last, onward, ends | {"expand": first} if staged else ends)
     return graph

@@ -1,6 +1,7 @@
 """Who listens to a search: LangGraph's `custom` stream, and the handlers of LangChain's callbacks."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -9,7 +10,8 @@ from typing import Any
 from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackManager
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_async_callback_manager_for_config
-from langgraph.runtime import get_runtime
+from langgraph.config import get_config
+from langgraph.runtime import Runtime, get_runtime
 
 from tts_agent.nodes.progress import Narrator, Tell
 from tts_agent.nodes.runs import Runs
@@ -40,13 +42,18 @@ class Audience:
 
         `name` is what the node is called outside of a graph. Handlers that ignore chains do not count.
         """
+        runtime = _runtime()
+        writer = None if runtime is None or is_silent(runtime.stream_writer) else runtime.stream_writer
+        if writer is None and _has_no_handlers(config):
+            return None  # as most often; what follows takes longer than a small decision should
         config = ensure_config(config)
-        writer, task = _writer_and_task()
         manager = _manager(config)
         if writer is None and manager is None:
             return None
+        info = None if runtime is None else runtime.execution_info
+        tell, task = None if writer is None else _telling(writer), "" if info is None else info.task_id
         node = str(config.get("metadata", {}).get("langgraph_node", name))
-        return cls(writer, manager, config, node, task, candidates)
+        return cls(tell, manager, config, node, task, candidates)
 
     def narrator(self, search: str, *, decision: Unit) -> Narrator:
         """What tells the events of one search; only if there is somebody to `tell`."""
@@ -63,21 +70,18 @@ class Audience:
         return Runs(self.manager, self.config, search=search)
 
 
-def _writer_and_task() -> tuple[Tell | None, str]:
-    """Where to write for the `custom` stream of the graph, and the id of its task that runs here."""
+def _runtime() -> Runtime[Any] | None:
+    """That of the graph's task that runs here."""
     try:
-        runtime = get_runtime()
+        return get_runtime()  # None in a runnable that is no node of a graph
     except RuntimeError:
-        return None, ""
-    if runtime is None:  # a runnable that is no node of a graph
-        return None, ""
-    task = runtime.execution_info.task_id if runtime.execution_info is not None else ""
-    writer = runtime.stream_writer
-    if is_silent(writer):
-        return None, task
+        return None
+
+
+def _telling(writer: Tell) -> Tell:
     # LangGraph looks up in the context where a write comes from, and the search runs in other threads and tasks.
     context = copy_context()
-    return lambda data: context.run(writer, data), task
+    return lambda data: context.run(writer, data)
 
 
 def is_silent(writer: Callable[[Any], None]) -> bool:
@@ -89,16 +93,24 @@ def is_silent(writer: Callable[[Any], None]) -> bool:
     """
     if not isinstance(writer, FunctionType):
         return False
-    names, cells = writer.__code__.co_freevars, writer.__closure__ or ()
-    for name, cell in zip(names, cells, strict=True):
-        if name == "stream_writer":
-            return is_silent(cell.cell_contents)
-    return not names and not writer.__code__.co_names
+    names = writer.__code__.co_freevars
+    if not names:
+        return not writer.__code__.co_names
+    guarded = dict(zip(names, writer.__closure__ or (), strict=True)).get("stream_writer")
+    return guarded is not None and is_silent(guarded.cell_contents)
+
+
+def _has_no_handlers(config: RunnableConfig | None) -> bool:
+    """Whether the callbacks of what runs here, called with `config`, are known to be none."""
+    callbacks = None if config is None else config.get("callbacks")
+    if callbacks is None:
+        with suppress(RuntimeError):  # outside of a runnable
+            callbacks = get_config().get("callbacks")
+    return isinstance(callbacks, BaseCallbackManager) and not callbacks.handlers
 
 
 def _manager(config: RunnableConfig) -> AsyncCallbackManager | None:
-    callbacks = config.get("callbacks")
-    if isinstance(callbacks, BaseCallbackManager) and not callbacks.handlers:
+    if _has_no_handlers(config):
         return None
     manager = get_async_callback_manager_for_config(config)
     return None if all(handler.ignore_chain for handler in manager.handlers) else manager

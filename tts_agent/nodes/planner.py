@@ -23,7 +23,7 @@ from tts_agent.nodes.state import Memory, Update, read_state, subtree, summary
 from tts_agent.outcome import Outcome
 from tts_agent.search import Search, make_strategy
 from tts_agent.search.base import Strategy
-from tts_agent.search.driver import thought_seed
+from tts_agent.search.dice import thought_seed
 from tts_agent.thought import StopReason, Verdict
 from tts_agent.usage import Prices
 from tts_agent.verifiers.base import Verifier

@@ -90,14 +90,11 @@ def merge_budgets(left: dict[str, Entry] | None, right: dict[str, Entry] | None)
 
 
 def _merge(old: Entry | None, new: Entry) -> Entry:
+    if old is None or old["run"] != new["run"]:
+        return old if old is not None and old["begun"] > new["begun"] else new
     counters = dict(new["counters"])
-    soft = set(new["soft"])
-    if old is not None and old["run"] == new["run"]:
-        for name, counter in old["counters"].items():
-            both = Counter.total([counter]).larger(Counter.total([counters[name]])) if name in counters else None
-            counters[name] = counter if both is None else both.to_json()
-        soft |= set(old["soft"])
-    elif old is not None and old["begun"] > new["begun"]:
-        return old
+    for name, counter in old["counters"].items():
+        both = Counter.total([counter]).larger(Counter.total([counters[name]])) if name in counters else None
+        counters[name] = counter if both is None else both.to_json()
     total = Counter.total(counters.values())
-    return {**new, "soft": sorted(soft), "counters": counters, **total.to_json()}
+    return {**new, "soft": sorted({*new["soft"], *old["soft"]}), "counters": counters, **total.to_json()}

@@ -9,7 +9,7 @@ from tts_agent.engines.base import Capabilities, Completion, Engine, Label, Labe
 from tts_agent.events import Planned
 from tts_agent.nodes.runs import Child, Run, Runs
 from tts_agent.prefix import Prefix
-from tts_agent.search.driver import thought_seed
+from tts_agent.search.dice import thought_seed
 from tts_agent.thought import ROOT, Unverified, Verdict
 from tts_agent.tree import Branch, ThoughtTree
 from tts_agent.usage import ZERO, Usage, total_usage

@@ -1,6 +1,5 @@
 """Best-of-N: independent answers, whole or step by step."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -126,7 +125,10 @@ class BestOfN:
     def propose(self, state: BestOfNState, allowance: Allowance, rng: Random) -> Sequence[Expansion]:
         if state.ended or (self.unit == "answer" and state.missing):
             return ()
-        return [Expansion(parent, n, self.unit) for parent, n in Counter(state.ready).items()]
+        waiting: dict[int, int] = {}
+        for parent in state.ready:
+            waiting[parent] = waiting.get(parent, 0) + 1
+        return [Expansion(parent, n, self.unit) for parent, n in waiting.items()]
 
     def choose(self, state: BestOfNState) -> int | None:
         return best(state.tree)

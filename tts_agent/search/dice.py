@@ -1,23 +1,34 @@
-"""Randomness for strategies, which most of them never use."""
+"""Randomness of a search: the seeds of its samples, and what its strategy draws, which most of them never do."""
 
 import threading
 from random import Random
 
 
+def thought_seed(seed: int, thought: int) -> int:
+    """Seed of one sample, fixed when its expansion is planned (splitmix64, 63 bits)."""
+    z = (seed * 0x9E3779B97F4A7C15 + thought * 0xD1B54A32D192ED03 + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (z ^ (z >> 31)) >> 1
+
+
 class Dice(Random):
-    """Draws what `Random(seed)` would after `begun(seed)`; seeding takes time, and is left until something is drawn."""
+    """Draws what `Random(thought_seed(seed, -expansion - 1))` would after `begun(seed, expansion)`.
 
-    _seed: int | None = None
+    Seeding takes time, and is left until something is drawn.
+    """
 
-    def begun(self, seed: int) -> "Dice":
+    _begun: tuple[int, int] | None = None
+
+    def begun(self, seed: int, expansion: int) -> "Dice":
         """Begin anew; returns itself."""
-        self._seed = seed
+        self._begun = (seed, expansion)
         return self
 
     def _ready(self) -> None:
-        if self._seed is not None:
-            seed, self._seed = self._seed, None
-            self.seed(seed)
+        if self._begun is not None:
+            (seed, expansion), self._begun = self._begun, None
+            self.seed(thought_seed(seed, -expansion - 1))
 
     def random(self) -> float:
         self._ready()
@@ -36,6 +47,9 @@ class _Mine(threading.local):
 _mine = _Mine()
 
 
-def dice(seed: int) -> Dice:
-    """What draws as `Random(seed)` would until this thread asks again; each has one, since making it takes time."""
-    return _mine.dice.begun(seed)
+def dice(seed: int, expansion: int) -> Dice:
+    """What a strategy draws from before `expansion` is planned; of use until this thread asks again.
+
+    Each thread has one, since making it takes time.
+    """
+    return _mine.dice.begun(seed, expansion)

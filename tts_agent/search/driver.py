@@ -42,7 +42,7 @@ from tts_agent.events import (
 from tts_agent.outcome import Outcome
 from tts_agent.prefix import Prefix
 from tts_agent.search.base import Allowance, Strategy
-from tts_agent.search.dice import dice
+from tts_agent.search.dice import dice, thought_seed
 from tts_agent.search.inbox import Arrival, End, Inbox, Job, Order, Verdicts
 from tts_agent.search.state import Pending, SearchState
 from tts_agent.task import Task
@@ -57,14 +57,6 @@ KEY = 64
 """Longer keys of thoughts are kept as their digests."""
 LOSSES_IN_A_ROW = 3
 """After so many expansions lost to an outage with nothing sampled between them, the outage is raised."""
-
-
-def thought_seed(seed: int, thought: int) -> int:
-    """Seed of one sample, fixed when its expansion is planned (splitmix64, 63 bits)."""
-    z = (seed * 0x9E3779B97F4A7C15 + thought * 0xD1B54A32D192ED03 + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return (z ^ (z >> 31)) >> 1
 
 
 class Search:
@@ -151,8 +143,8 @@ class Search:
     def _check_engine(self, barrier: bool) -> None:
         """Refuse what the engine cannot do before it costs anything."""
         can, name, task, strategy = self._capabilities, self.engine.name, self.task, self.strategy
-        whole = task.max_depth == 1 or bool(task.end_ids & frozenset(can.end_ids))
-        if not (can.continues or whole or strategy.unit == "answer"):
+        whole = can.continues or strategy.unit == "answer" or task.max_depth == 1
+        if not whole and task.end_ids.isdisjoint(can.end_ids):
             raise ConfigError(
                 f"engine {name!r} samples whole messages and cannot continue one, and strategy {strategy.name!r} grows "
                 "thoughts; set Task.max_depth=1, or Task.end_ids to those of the engine, or sample whole answers"
@@ -453,7 +445,7 @@ class Search:
         planned = not self._out_of_time() and not (self._barrier and self._questions)
         while planned and self._stop is None and self._need is None:
             planned = False
-            rng = dice(thought_seed(self._seed, -self.state.next_expansion - 1))
+            rng = dice(self._seed, self.state.next_expansion)
             for proposal in self.strategy.propose(self.state.strategy_state, self._allowance(), rng):
                 if isinstance(proposal, Prune):
                     self._emit(Pruned(proposal.thought, proposal.reason))
@@ -516,25 +508,26 @@ class Search:
                 return None
         size = len(prompt)
         with self.ledger.held():  # what fits is reserved before another thread can take it
-            fits = fit(
-                lambda n, tokens: self.ledger.refuses(self._bound(size, n, tokens)) is not None,
-                request.n,
-                max_tokens,
-                least_tokens=max(1, max_tokens // 2),
-            )
-            if fits is None:
-                return self._refusal(request)
-            bound = self._bound(size, fits.n, fits.max_tokens)
+            bound = self._bound(size, request.n, max_tokens)
+            if self.ledger.refuses(bound) is not None:
+                fits = fit(
+                    lambda n, tokens: self.ledger.refuses(self._bound(size, n, tokens)) is not None,
+                    request.n,
+                    max_tokens,
+                    least_tokens=max(1, max_tokens // 2),
+                )
+                if fits is None:
+                    return self._refusal(request)
+                if fits.n != request.n:
+                    request = replace(request, n=fits.n)
+                max_tokens, bound = fits.max_tokens, self._bound(size, *fits)
             if self._beyond_grant(bound):
                 self._need = Amounts.of(self.ledger.priced(bound))
                 return None
-            trimmed = request if fits.n == request.n else replace(request, n=fits.n)
-            planned = Planned(
-                self.state.next_expansion, self.state.tree.next_id, trimmed, fits.max_tokens, self._virtual
-            )
+            planned = Planned(self.state.next_expansion, self.state.tree.next_id, request, max_tokens, self._virtual)
             self._emit(planned)
             self._emit(Reserved(planned.expansion, bound))
-        self._launch(planned, prompt, list(range(fits.n)))
+        self._launch(planned, prompt, list(range(request.n)))
         return None
 
     def _refusal(self, request: Expansion) -> str | None:
@@ -752,7 +745,7 @@ class Search:
         self._obey()
         self._out_of_time()
         while self._stop is None:
-            rng = dice(thought_seed(self._seed, -self.state.next_expansion - 1))
+            rng = dice(self._seed, self.state.next_expansion)
             proposals = self.strategy.propose(self.state.strategy_state, self._allowance(), rng)
             prunes = [proposal for proposal in proposals if isinstance(proposal, Prune)]
             for prune in prunes:
@@ -833,6 +826,8 @@ class Search:
 
         Whoever is cancelled meanwhile waits: an engine says only once what was used.
         """
+        if self._aborting is None and not self._questions and not self._underway(closing):
+            return
         if self._aborting is not None:
             await asyncio.wait([self._aborting])
         self._aborting = asyncio.ensure_future(self._stop_all(closing))
@@ -842,12 +837,16 @@ class Search:
             await asyncio.wait([self._aborting])
             raise
 
+    def _underway(self, closing: bool) -> dict[int, Pending]:
+        """Expansions that are not settled; the commit too, if `closing`."""
+        return {key: entry for key, entry in self.state.pending.items() if closing or not entry.planned.commit}
+
     async def _stop_all(self, closing: bool) -> None:
         asked = {number for thoughts in self._questions.values() for number in thoughts}
         for round_ in list(self._questions):
             await self._inbox.drop(Job("verify", round_))
         self._questions.clear()
-        pending = {key: entry for key, entry in self.state.pending.items() if closing or not entry.planned.commit}
+        pending = self._underway(closing)
         streams = {expansion: self._streams.pop(expansion) for expansion in pending if expansion in self._streams}
         # All at once: an engine may take its time to confirm, and must not go on with the others meanwhile.
         used = await asyncio.gather(*(stream.abort() for stream in streams.values()))

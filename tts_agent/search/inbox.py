@@ -56,9 +56,15 @@ class _Running:
     at: float  # virtual time of what came last
     gate: float  # virtual time up to which its source may be read
     task: asyncio.Task[None] = field(init=False)
-    opened: asyncio.Event = field(default_factory=asyncio.Event)
+    opened: asyncio.Event | None = None  # the gate moves, while the source waits for it
     items: deque[tuple[float, Item]] = field(default_factory=deque)
     ended: bool = False
+
+    def open(self, gate: float) -> None:
+        """Let the source be read up to virtual time `gate`."""
+        self.gate = gate
+        if self.opened is not None:
+            self.opened.set()
 
 
 class Inbox:
@@ -90,7 +96,7 @@ class Inbox:
                 self._put(entry, item, entry.at if at is None else max(at, entry.at))
                 # On virtual time a source is not read ahead of the clock: what is aborted before its time never ended.
                 while self.order == "virtual" and entry.at > entry.gate:
-                    entry.opened.clear()
+                    entry.opened = asyncio.Event()
                     await entry.opened.wait()
         except EngineUnavailable as unavailable:
             error = unavailable
@@ -155,8 +161,7 @@ class Inbox:
             return Batch(horizon, [])
         unread = [job for job in jobs.values() if not job.ended and job.at <= now]
         for job in unread:
-            job.gate = now
-            job.opened.set()
+            job.open(now)
         if unread:
             return None
         return Batch(now, sorted(self._take(now), key=_rank))
@@ -181,8 +186,7 @@ class Inbox:
         entry = self._jobs.pop(job, None)
         if entry is None:
             return []
-        entry.gate = inf
-        entry.opened.set()
+        entry.open(inf)
         await asyncio.gather(entry.task, return_exceptions=True)
         return [item for _, item in entry.items]
 

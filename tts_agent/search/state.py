@@ -1,6 +1,6 @@
 """Everything a search knows: the folds over its log, kept in step."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,6 @@ from tts_agent.budget import Ledger
 from tts_agent.events import (
     COMMIT,
     Cancelled,
-    Carried,
     Clock,
     Deepened,
     Event,
@@ -64,53 +63,60 @@ class SearchState:
     def apply(self, event: Event) -> None:
         """Fold one event into everything: the tree first, then the account, then the strategy."""
         self.tree.update(event)
-        self._account(event)
+        account = _ACCOUNTS.get(type(event))
+        if account is not None:
+            account(self, event)
         self.strategy.update(self.strategy_state, event)
 
-    def _account(self, event: Event) -> None:
-        ledger, pending = self.ledger, self.pending
-        match event:
-            case Opened():
-                self.opened = event
-            case Planned():
-                pending[event.expansion] = Pending(event)
-                self.next_expansion = event.expansion + 1
-            case Reserved(reservation, bound):
-                ledger.reserve(reservation, bound)
-            case Sampled(thought):
-                entry = pending[thought.expansion]
-                entry.arrived.add(thought.id - entry.planned.first)
-                if self._judged and thought.status in ("open", "complete"):
-                    entry.unjudged.add(thought.id)
-                ledger.charge(entry.planned.reservation, thought.usage)
-            case Judged(thought_id, verdict):
-                entry = pending[self.tree.thoughts[thought_id].expansion]
-                entry.unjudged.discard(thought_id)
-                ledger.charge(entry.planned.reservation, verdict.usage)
-            case Merged(thought_id) | Pruned(thought_id):
-                expansion = self.tree.thoughts[thought_id].expansion
-                if expansion in pending:
-                    pending[expansion].unjudged.discard(thought_id)
-            case Settled(reservation):
-                self._close(reservation)
-                ledger.release(reservation)
-            case Cancelled():
-                self._close(event.reservation)
-                if event.reservation in ledger.reservations:
-                    ledger.charge(event.reservation, event.usage)
-                    ledger.lose(event.reservation, event.lost)
-                    ledger.release(event.reservation)
-            case Lost():
-                self._lose(event)
-            case Granted(ceiling):
-                self.ceiling = ceiling
-            case Clock(seconds):
-                ledger.elapse(seconds - self.seconds)
-                self.seconds = seconds
-            case Deepened(more):
-                ledger.limit(ledger.budget.raised(more))
-            case Carried():
-                pass
+    def _begin(self, event: Opened) -> None:
+        self.opened = event
+
+    def _plan(self, event: Planned) -> None:
+        self.pending[event.expansion] = Pending(event)
+        self.next_expansion = event.expansion + 1
+
+    def _reserve(self, event: Reserved) -> None:
+        self.ledger.reserve(event.reservation, event.bound)
+
+    def _arrive(self, event: Sampled) -> None:
+        thought = event.thought
+        entry = self.pending[thought.expansion]
+        entry.arrived.add(thought.id - entry.planned.first)
+        if self._judged and thought.status in ("open", "complete"):
+            entry.unjudged.add(thought.id)
+        self.ledger.charge(entry.planned.reservation, thought.usage)
+
+    def _judge(self, event: Judged) -> None:
+        entry = self.pending[self.tree.thoughts[event.thought].expansion]
+        entry.unjudged.discard(event.thought)
+        self.ledger.charge(entry.planned.reservation, event.verdict.usage)
+
+    def _drop(self, event: Merged | Pruned) -> None:
+        entry = self.pending.get(self.tree.thoughts[event.thought].expansion)
+        if entry is not None:
+            entry.unjudged.discard(event.thought)
+
+    def _settle(self, event: Settled) -> None:
+        self._close(event.reservation)
+        self.ledger.release(event.reservation)
+
+    def _cancel(self, event: Cancelled) -> None:
+        ledger = self.ledger
+        self._close(event.reservation)
+        if event.reservation in ledger.reservations:
+            ledger.charge(event.reservation, event.usage)
+            ledger.lose(event.reservation, event.lost)
+            ledger.release(event.reservation)
+
+    def _grant(self, event: Granted) -> None:
+        self.ceiling = event.ceiling
+
+    def _elapse(self, event: Clock) -> None:
+        self.ledger.elapse(event.seconds - self.seconds)
+        self.seconds = event.seconds
+
+    def _deepen(self, event: Deepened) -> None:
+        self.ledger.limit(self.ledger.budget.raised(event.more))
 
     def _lose(self, event: Lost) -> None:
         if event.reservation is None:
@@ -135,3 +141,21 @@ class SearchState:
             "ceiling": self.ceiling,
             "seconds": self.seconds,
         }
+
+
+# What comes several times for every thought is looked up, not matched case by case.
+_ACCOUNTS: dict[type[Any], Callable[[SearchState, Any], None]] = {
+    Opened: SearchState._begin,
+    Planned: SearchState._plan,
+    Reserved: SearchState._reserve,
+    Sampled: SearchState._arrive,
+    Judged: SearchState._judge,
+    Merged: SearchState._drop,
+    Pruned: SearchState._drop,
+    Settled: SearchState._settle,
+    Cancelled: SearchState._cancel,
+    Lost: SearchState._lose,
+    Granted: SearchState._grant,
+    Clock: SearchState._elapse,
+    Deepened: SearchState._deepen,
+}
