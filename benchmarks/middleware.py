@@ -71,7 +71,7 @@ class Idle(AgentMiddleware[Any, Any, Any]):
 
 
 def judge(candidate: Candidate) -> float:
-    return 1 / (1 + len(candidate.message.text))
+    return 1 / (1 + len(candidate.text))
 
 
 def agents(n: int) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.middleware", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--candidates", type=int, nargs="*", default=[1, 4, 16, 64], help="of a decision (1 4 16 64)")
-    parser.add_argument("--rounds", type=int, default=31, help="interleaved runs of each arm (31)")
+    parser.add_argument("--rounds", type=int, default=101, help="interleaved runs of each arm (101)")
     options = parser.parse_args(argv)
     print("milliseconds of CPU a decision, and what is added for each candidate")
     rows = []

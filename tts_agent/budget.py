@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from operator import add, le
+from operator import add, attrgetter, le
 from typing import Any, NamedTuple
 
 from tts_agent.errors import BudgetError, SearchError
@@ -122,10 +122,11 @@ class Budget:
         )
 
     def to_json(self) -> dict[str, float]:
-        return {name: value for name in _FIELDS if (value := getattr(self, name)) is not None}
+        return {name: value for name, value in zip(_FIELDS, _values(self), strict=True) if value is not None}
 
 
 _FIELDS = tuple(field.name for field in fields(Budget))
+_values = attrgetter(*_FIELDS)
 _UNLIMITED = Budget()
 
 

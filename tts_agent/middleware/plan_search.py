@@ -107,7 +107,8 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
-        engine, audience = self._engine(request), Audience.here(name=self.name, candidates=not self._quiet)
+        audience = Audience.here(name=self.name, candidates=not self._quiet)
+        engine = self._engine(request, audience)
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="tts-agent-candidate") as pool:
 
             def answer(attempt: ModelRequest[Any]) -> Answer:
@@ -126,7 +127,8 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
-        engine, audience = self._engine(request), Audience.here(name=self.name, candidates=not self._quiet)
+        audience = Audience.here(name=self.name, candidates=not self._quiet)
+        engine = self._engine(request, audience)
 
         async def answer(attempt: ModelRequest[Any]) -> Answer:
             response = await handler(attempt)
@@ -139,12 +141,13 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
 
     # --- the step
 
-    def _engine(self, request: ModelRequest[Any]) -> CandidateEngine:
+    def _engine(self, request: ModelRequest[Any], audience: Audience | None) -> CandidateEngine:
         prompt = 1
         if self._sized:
             system = [request.system_message] if request.system_message else []
             prompt = max(estimate([*system, *request.messages], {}).tokens, 1)
-        return CandidateEngine(self._asked(request), judge=self._judge, concurrency=self._concurrency, prompt=prompt)
+        asked = self._asked(request, audience)
+        return CandidateEngine(asked, judge=self._judge, concurrency=self._concurrency, prompt=prompt)
 
     async def _plan(self, engine: CandidateEngine, ask: Ask, audience: Audience | None) -> ModelResponse[Any]:
         engine.ask = ask
@@ -181,14 +184,14 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         seconds = left * (1 - MARGIN)
         return self._budget.override({"seconds": min(seconds, self._budget.seconds or seconds)})
 
-    def _asked(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+    def _asked(self, request: ModelRequest[Any], audience: Audience | None) -> ModelRequest[Any]:
         """The request that candidates are sampled with."""
         changes: dict[str, Any] = {}
-        if self._quiet:
+        if self._quiet and audience is not None and audience.manager is not None:
             changes["model"] = self._hushed.model(request.model)
         if self._temperature is not None:
             changes["model_settings"] = {**request.model_settings, "temperature": self._temperature}
-        return changed(request, **changes)
+        return changed(request, **changes) if changes else request
 
 
 class _Hushed:

@@ -469,11 +469,7 @@ class Search:
 
     def _stop_idle(self, limit: str | None) -> None:
         """Stop a search with nothing under way: `limit` refused what was proposed, or nothing was."""
-        if limit is not None:
-            self._stop = (StopReason.BUDGET, limit)
-        else:
-            found = self._decides(self.strategy.choose(self.state.strategy_state))
-            self._stop = (StopReason.CONVERGED if found else StopReason.EXHAUSTED, None)
+        self._stop = (StopReason.CONVERGED if limit is None else StopReason.BUDGET, limit)
 
     @property
     def _seed(self) -> int:
@@ -778,6 +774,8 @@ class Search:
         await self._abort()
         stop, limit = self._stop
         found = self.strategy.choose(self.state.strategy_state)
+        if stop is StopReason.CONVERGED and not self._decides(found):
+            stop = StopReason.EXHAUSTED
         may_commit = stop in (StopReason.BUDGET, StopReason.EXHAUSTED) and limit != "seconds"
         commit = self._planned_commit()
         if commit is None and not self._decides(found) and may_commit and COMMIT in self.ledger.reservations:
