@@ -23,8 +23,9 @@ from pydantic import BaseModel
 
 from tests.middleware.world import Broken, Teller, add, calls
 from tts_agent import BestOfN, Budget, Verdict
-from tts_agent.errors import ConfigError
+from tts_agent.errors import ConfigError, SearchError
 from tts_agent.middleware import BudgetMiddleware, Candidate, PlanSearchMiddleware
+from tts_agent.nodes import SearchHandle, running_searches
 from tts_agent.trace.recorder import read
 
 GO: Any = {"messages": [HumanMessage("go")]}
@@ -357,3 +358,46 @@ def test_only_so_many_at_once_and_at_another_temperature() -> None:
 def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PlanSearchMiddleware(**options)
+
+
+async def handle_of(calls: int) -> SearchHandle:
+    """The search that runs, once `calls` candidates are there."""
+    async with asyncio.timeout(30):
+        while not (found := [each for each in running_searches(thread="1") if each.usage.calls >= calls]):
+            await asyncio.sleep(0.002)
+    (handle,) = found
+    return handle
+
+
+async def test_a_handle_stops_it_with_the_best_candidate_so_far() -> None:
+    model = Teller(lambda messages, call: str(call), faults={2: "hangs", 3: "hangs"})
+    middleware = PlanSearchMiddleware(4, judge=largest)
+    run = asyncio.create_task(create_agent(model, [], middleware=[middleware]).ainvoke(GO, THREAD))
+    handle = await handle_of(2)
+    assert (handle.node, handle.search, handle.done) == (middleware.name, middleware.name, False)
+    handle.stop("seen enough")
+    message = (await run)["messages"][-1]
+    note = message.response_metadata["tts"]
+    assert message.text == "1" and note["stop"] == "cancelled" and note["candidates"] == 2
+    assert handle.done and not running_searches()
+
+
+async def test_what_is_stopped_before_any_candidate_came_says_so() -> None:
+    model = Teller(lambda messages, call: str(call), faults=dict.fromkeys(range(2), "hangs"))
+    run = asyncio.create_task(create_agent(model, [], middleware=[PlanSearchMiddleware(2)]).ainvoke(GO, THREAD))
+    (await handle_of(0)).stop("the user left")
+    with pytest.raises(SearchError, match="before a candidate came: the user left"):
+        await run
+    assert not running_searches()
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_a_handle_raises_the_limits_of_the_step(sync: bool) -> None:
+    model = Teller(lambda messages, call: str(call), pause=0.02)
+    middleware = PlanSearchMiddleware(strategy=BestOfN(n=9, width=1), judge=largest, budget=Budget(calls=2))
+    agent = create_agent(model, [], middleware=[middleware])
+    work = asyncio.to_thread(agent.invoke, GO, THREAD) if sync else agent.ainvoke(GO, THREAD)
+    run = asyncio.create_task(work)
+    (await handle_of(1)).deepen(calls=3)
+    note = (await run)["messages"][-1].response_metadata["tts"]
+    assert note["candidates"] == 5 and note["limit"] == "calls"

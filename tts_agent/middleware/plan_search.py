@@ -14,7 +14,7 @@ from langchain_core.language_models import BaseChatModel
 from langgraph.constants import TAG_NOSTREAM
 
 from tts_agent.budget import Budget, Ledger
-from tts_agent.errors import ConfigError
+from tts_agent.errors import ConfigError, SearchError
 from tts_agent.loop import run_sync
 from tts_agent.middleware.bounds import estimate
 from tts_agent.middleware.candidates import Candidate, CandidateEngine, Judge
@@ -22,11 +22,12 @@ from tts_agent.middleware.journal import Answer, Ask, akept, kept, stores
 from tts_agent.middleware.meter import BudgetRefusal, current_meter
 from tts_agent.middleware.request import changed
 from tts_agent.nodes.audience import Audience
+from tts_agent.nodes.handle import SearchHandle, delist, enlist
 from tts_agent.nodes.observed import open_search
 from tts_agent.nodes.transformer import TTSTransformer
 from tts_agent.outcome import Outcome
 from tts_agent.search import BestOfN, Strategy, make_strategy
-from tts_agent.thought import Verdict
+from tts_agent.thought import StopReason, Verdict
 from tts_agent.trace.recorder import Recorder
 from tts_agent.usage import Prices
 from tts_agent.verifiers import AgreementVerifier
@@ -53,6 +54,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
     * `temperature` is that of the candidates; None leaves it to the model. One that is always sure says the same n
       times.
     * Retries and fallbacks inside (after) this middleware work for each candidate, those around it for the whole step.
+    * `running_searches(node=middleware.name)` stops it with the best candidate so far, or raises the step's limits.
 
     When no candidate can be acted on, the agent gets what it would have got without a search: the first response, or
     the error. With a checkpointer every candidate that came is stored with what a judge (that is no `Verifier`) said of
@@ -161,11 +163,14 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
             seed=self._seed,
             search=self.name,
         )
+        handle = SearchHandle.here(run, node=self.name)
+        enlist(handle)
         try:
             while not run.done:
                 await run.chunk(max_seconds=inf)  # nobody waits for its parts
                 run.confirm()
         finally:
+            delist(handle)
             await run.aclose()
             await engine.aclose()
         outcome = run.outcome()
@@ -220,6 +225,8 @@ def _without_decision(engine: CandidateEngine, outcome: Outcome) -> ModelRespons
     refused = next((error for error in engine.errors if isinstance(error, BudgetRefusal)), None)
     if engine.errors:
         raise refused or engine.errors[0]
+    if outcome.stop is StopReason.CANCELLED:
+        raise SearchError(f"the search was stopped before a candidate came: {outcome.cut}")
     raise BudgetRefusal(outcome.limit or "calls", "of the planning step")
 
 

@@ -1,7 +1,9 @@
-"""Searches under way in this process, to be stopped or deepened from outside."""
+"""Searches under way in this process, to be stopped or deepened from outside. Those in stages are not among them."""
 
 from threading import Lock
-from typing import Unpack, cast
+from typing import Self, Unpack, cast
+
+from langgraph.runtime import get_runtime
 
 from tts_agent.nodes.overrides import BudgetOverride
 from tts_agent.search import Search
@@ -9,16 +11,27 @@ from tts_agent.usage import Usage
 
 
 class SearchHandle:
-    """A search that a plan node drives in this process; found by `running_searches`.
+    """A search that a plan node or a `PlanSearchMiddleware` drives in this process; found by `running_searches`.
 
-    `node` is the planner's name, `search` what the search is called in traces (`plan/1` for the first step), `thread`
-    and `run` are the `thread_id` and the `run_id` of the graph's config, None where it has none. All methods may be
-    called from any thread; after the search's end they have no effect.
+    `node` is the name of the planner or of the middleware, `search` what the search is called in traces (`plan/1` for
+    the first step), `thread` and `run` are the `thread_id` and the `run_id` of the graph's config, None where it has
+    none. All methods may be called from any thread; after the search's end they have no effect.
     """
 
     def __init__(self, search: Search, *, node: str, thread: str | None, run: str | None) -> None:
         self.node, self.thread, self.run = node, thread, run
         self._search = search
+
+    @classmethod
+    def here(cls, search: Search, *, node: str) -> Self:
+        """The handle of a search that is driven by the task of a graph that runs here, if one does."""
+        try:
+            runtime = get_runtime()
+        except RuntimeError:  # outside a graph
+            runtime = None
+        info = None if runtime is None else runtime.execution_info
+        thread, run = (None, None) if info is None else (info.thread_id, info.run_id)
+        return cls(search, node=node, thread=thread, run=run)
 
     def __repr__(self) -> str:
         return f"SearchHandle(search={self.search!r}, thread={self.thread!r}, run={self.run!r})"
