@@ -286,16 +286,22 @@ class Folds(CheckVerifier):
 class TestTheSearchLivesOn:
     """A stage goes on with the search of the stage before it where it can, and the tree does not depend on it."""
 
+    @pytest.mark.parametrize("mode", ["values", "custom", "messages"])  # the last two listen to the search
     @pytest.mark.parametrize("sync", [True, False])
-    def test_in_one_process_no_log_is_folded_again(self, sync: bool) -> None:
+    def test_in_one_process_no_log_is_folded_again(self, sync: bool, mode: Any) -> None:
         verifier = Folds()
         agent = make_stages(world.make_engine(), verifier=verifier, solvable=False).compile(InMemorySaver())
-        agent.invoke(GO, THREAD) if sync else asyncio.run(agent.ainvoke(GO, THREAD))
+
+        async def run() -> None:
+            async for _ in agent.astream(GO, THREAD, stream_mode=mode):
+                pass
+
+        list(agent.stream(GO, THREAD, stream_mode=mode)) if sync else asyncio.run(run())
         assert len(verifier.trees) > 2 and all(tree is verifier.trees[0] for tree in verifier.trees)
 
-    async def test_where_somebody_listens_or_it_was_interrupted_the_log_is_read(self, tmp_path: Path) -> None:
+    async def test_where_it_was_interrupted_the_log_is_read(self, tmp_path: Path) -> None:
         trees = []
-        for way in ("plain", "heard", "interrupted"):
+        for way in ("plain", "heard", "interrupted", "heard later"):
             verifier, trace = Folds(), tmp_path / way
             graph = make_stages(world.make_engine(), verifier=verifier, solvable=False, trace=trace)
             if way == "heard":
@@ -307,10 +313,12 @@ class TestTheSearchLivesOn:
                 agent = graph.compile(InMemorySaver(), interrupt_after=["expand", "verify", "select"])
                 await agent.ainvoke(GO, THREAD)
                 while (await agent.aget_state(THREAD)).next:
-                    await agent.ainvoke(None, THREAD)
-            assert (len(set(map(id, verifier.trees))) == 1) is (way == "plain")
+                    mode: Any = "values" if way == "interrupted" or len(verifier.trees) % 2 else "custom"
+                    async for _ in agent.astream(None, THREAD, stream_mode=mode):
+                        pass
+            assert (len(set(map(id, verifier.trees))) == 1) is (way in ("plain", "heard"))
             trees.append(tree(trace))
-        assert trees[0] == trees[1] == trees[2]
+        assert all(one == trees[0] for one in trees)
 
     async def test_forks_of_a_run_do_not_meet(self, tmp_path: Path) -> None:
         agent = make_stages(world.make_engine(), trace=tmp_path / "trace").compile(InMemorySaver())

@@ -59,9 +59,13 @@ class Audience:
         """What tells the events of one search; only if there is somebody to `tell`."""
         assert self.tell is not None
         if search not in self._narrators:
-            about = {"node": self.node, "search": search, "task": self.task}
-            self._narrators[search] = Narrator(self.tell, about, decision=decision, candidates=self.candidates)
+            narrator = Narrator(self.tell, self.about(search), decision=decision, candidates=self.candidates)
+            self._narrators[search] = narrator
         return self._narrators[search]
+
+    def about(self, search: str) -> dict[str, str]:
+        """What everything that is told of `search` here says of where it comes from."""
+        return {"node": self.node, "search": search, "task": self.task}
 
     def runs(self, search: str) -> Runs | None:
         """What traces one search; None if nobody does."""

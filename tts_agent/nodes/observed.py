@@ -10,6 +10,7 @@ from tts_agent.engines.base import Engine
 from tts_agent.events import Event, Planned
 from tts_agent.nodes.audience import Audience
 from tts_agent.nodes.progress import Narrator
+from tts_agent.nodes.runs import Runs
 from tts_agent.nodes.traced import ObservedEngine, TracedVerifier
 from tts_agent.search.base import Strategy
 from tts_agent.search.driver import Search
@@ -42,21 +43,49 @@ class ObservedSearch(Search):
         **settings: Any,
     ) -> None:
         self._narrator: Narrator | None = None
-        runs = audience.runs(search)
-        self._watched = ObservedEngine(engine, runs, self._heard_tokens if audience.candidates else None)
-        if runs is not None and verifier is not None:
-            verifier = TracedVerifier(verifier, runs)
+        self._unseen = verifier  # as it was given
+        self._watched = ObservedEngine(engine, self._heard_tokens if audience.candidates else None)
         self._told = False  # whether the search has begun to tell
-        super().__init__(self._watched, task, strategy, verifier=verifier, search=search, log=log, **settings)
+        runs = self._watched.runs = audience.runs(search)
+        super().__init__(self._watched, task, strategy, verifier=self._seen(runs), search=search, log=log, **settings)
         self._watched.tree = self.state.tree
         for event in self.log:
             self._expect(event)
         if audience.tell is not None:
-            name = self.state.opened.search if self.state.opened is not None else search
-            self._narrator = audience.narrator(name, decision=task.decision)
+            self._narrator = audience.narrator(self._name, decision=task.decision)
             self._narrator.attend(self.state.tree, self.ledger)
             self._catch_up(self._narrator, log, audience.told)
         self._told = True
+
+    @property
+    def _name(self) -> str:
+        assert self.state.opened is not None
+        return self.state.opened.search
+
+    def _seen(self, runs: Runs | None) -> Verifier | None:
+        """The verifier as `runs` trace it."""
+        return self._unseen if runs is None or self._unseen is None else TracedVerifier(self._unseen, runs)
+
+    def face(self, audience: Audience) -> None:
+        """Go on before another audience, when nothing is under way: what is in the log by now has been told."""
+        runs = self._watched.runs = audience.runs(self._name)
+        self.verifier = self._seen(runs)
+        if audience.tell is None:
+            self._narrator = None
+        elif self._narrator is not None:
+            self._narrator.move(audience.tell, audience.about(self._name))
+        else:
+            self._narrator = audience.narrator(self._name, decision=self.task.decision)
+            self._narrator.attend(self.state.tree, self.ledger)
+            self._narrator.skip(self.log)
+
+    def rejoin(self, events: Sequence[Event]) -> None:
+        """See `Search.rejoin`. What others added is told as any event."""
+        known = len(self.log)
+        super().rejoin(events)
+        if self._narrator is not None:
+            for event in self.log[known:]:
+                self._narrator.hear(event)
 
     def _catch_up(self, narrator: Narrator, log: Sequence[Event], told: int | None) -> None:
         """Tell what is in the log by now: as new what this search wrote, which `log` does not hold, or nobody told."""

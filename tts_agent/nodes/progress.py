@@ -119,6 +119,10 @@ class Narrator:
         """From now on it is told of these folds of the search, which have seen an event before it is told."""
         self._tree, self._ledger = tree, ledger
 
+    def move(self, tell: Tell, about: Mapping[str, str]) -> None:
+        """Go on telling elsewhere, in the same order."""
+        self._tell_it, self._about = tell, dict(about)
+
     def skip(self, events: Sequence[Event]) -> None:
         """Know of `events` and tell nothing of them."""
         self._voice = "mute"

@@ -15,6 +15,7 @@ from langchain_core.runnables import RunnableConfig
 from tts_agent.budget import Budget
 from tts_agent.nodes.account import Account
 from tts_agent.nodes.audience import Audience
+from tts_agent.nodes.observed import ObservedSearch
 from tts_agent.nodes.overrides import RUN, overridden
 from tts_agent.nodes.planner import Planner, Step
 from tts_agent.nodes.shared import SharedBudget
@@ -64,12 +65,11 @@ class Shelf:
         self._standing: dict[int, Standing] = {}  # by the identity of the first chunk, which it holds
 
     def put(self, standing: Standing) -> None:
-        """Keep a search. One that is listened to is not kept: each stage has its own listeners."""
-        if standing.step.audience is None:
-            with self._lock:
-                self._standing[id(standing.written[0])] = standing
-                while len(self._standing) > KEPT:
-                    del self._standing[next(iter(self._standing))]
+        """Keep a search."""
+        with self._lock:
+            self._standing[id(standing.written[0])] = standing
+            while len(self._standing) > KEPT:
+                del self._standing[next(iter(self._standing))]
 
     def take(self, log: Log, asked: Asked, config: RunnableConfig | None) -> Standing | None:
         """The search that wrote `log`, brought up to what others added to it, if it is here and is asked for."""
@@ -78,7 +78,11 @@ class Shelf:
         # Within a run of a graph all of this is the same objects, so little more than addresses is compared.
         if standing is None or log[: len(standing.written)] != standing.written or asked != standing.asked:
             return None
-        if Audience.here(config, name=asked.planner.name) is not None:
-            return None
-        standing.search.rejoin(read_log(log[len(standing.written) :], asked.planner.engine.decode))
+        planner, search = asked.planner, standing.search
+        audience = Audience.here(config, name=planner.name, candidates=planner.stream_candidates)
+        if (audience is None) is isinstance(search, ObservedSearch):
+            return None  # a search that somebody listens to is another object
+        if audience is not None and isinstance(search, ObservedSearch):
+            search.face(audience)  # each stage is a node with listeners of its own
+        search.rejoin(read_log(log[len(standing.written) :], planner.engine.decode))
         return standing

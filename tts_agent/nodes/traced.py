@@ -23,10 +23,12 @@ class ObservedEngine:
     tells it. Without it, the calls of chat models are kept from the message stream, too.
     """
 
-    def __init__(self, engine: Engine, runs: Runs | None, tokens: Callable[[int, int, str], None] | None) -> None:
-        self._engine, self._runs, self._quiet = engine, runs, tokens is None
+    def __init__(self, engine: Engine, tokens: Callable[[int, int, str], None] | None) -> None:
+        self._engine, self._quiet = engine, tokens is None
         self._tokens = tokens if engine.capabilities.tells else None
         self._planned: dict[int, tuple[int, Planned]] = {}  # seed -> the thought it is for, and its expansion
+        self.runs: Runs | None = None
+        """What traces the requests that begin from now on."""
         self.tree = ThoughtTree()
 
     @property
@@ -53,20 +55,20 @@ class ObservedEngine:
             listener = _TokenListener(self._engine, self._tokens, branches, planned.request.parent)
             return cast(Teller, self._engine).sample(prefix, sampling, seeds=seeds, at=at, tell=listener)
 
-        if self._runs is None:
+        if self.runs is None:
             return start()
         return TracedStream(start, lambda: self._begin(planned, branches, sampling), self._child(branches), len(seeds))
 
     def _begin(self, planned: Planned, branches: list[int], sampling: Sampling) -> Awaitable[Run]:
-        assert self._runs is not None
+        assert self.runs is not None
         parent, tree = planned.request.parent, self.tree
         text = "".join(step.text for step in tree.path(parent)) if parent != ROOT else tree.root_text
         about: dict[str, Any] = {"branches": branches, "parent": parent, "depth": tree.depth[parent] + 1}
         about |= {"expansion": planned.expansion, "commit": planned.commit}
         if self.capabilities.ids:
-            return self._runs.model("tts.expand", text, sampling, self.name, **about)
+            return self.runs.model("tts.expand", text, sampling, self.name, **about)
         inputs = {"parent": parent, "text": text, "n": len(branches)}
-        return self._runs.chain("tts.expand", inputs, quiet=self._quiet, **about)
+        return self.runs.chain("tts.expand", inputs, quiet=self._quiet, **about)
 
     def _child(self, branches: list[int]) -> Callable[[Completion], Child]:
         return lambda completion: Child(branches[completion.index], _text(self._engine, completion.ids), completion)
