@@ -45,6 +45,18 @@ def test_tree_shows_every_search_of_the_file(
     assert "hidden" in text
 
 
+def test_tree_html_is_a_page_of_every_search(
+    trace: tuple[Path, list[Outcome]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "tree.html"
+    assert main(["tree", str(trace[0]), "--html", str(page)]) == 0
+    assert f"wrote {page}: 2 searches" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert "<h2>first</h2>" in text and "<h2>second</h2>" in text and "not listed" not in text
+    assert main(["tree", str(trace[0]), "--html", str(page), "--search", "first"]) == 0
+    assert "<h2>second</h2>" not in page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("wanted", ["second", "2"])
 def test_tree_selects_a_search_by_name_or_number(
     trace: tuple[Path, list[Outcome]], capsys: pytest.CaptureFixture[str], wanted: str
@@ -92,6 +104,8 @@ def test_errors_are_one_line_on_stderr_and_status_2(
         (["tree", str(other)], "not a trace"),
         (["tree", str(trace[0]), "--search", "third"], "1 = 'first', 2 = 'second'"),
         (["tree", str(trace[0]), "--search", "3"], "no search '3'"),
+        (["tree", str(trace[0]), "--html", str(tmp_path / "no" / "page.html")], "cannot write the page"),
+        (["tree", str(trace[0]), "--html", str(tmp_path / "page.html"), "--json"], "name one of them"),
         (["demo", "--puzzles", "0"], "puzzles=0 must be at least 1"),
         (["demo", "--engine", "llama://x"], "unknown engine 'llama://x'"),
     ):

@@ -5,10 +5,11 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tts_agent import __version__
-from tts_agent.errors import LogError, ModelError, TTSError
+from tts_agent.errors import ConfigError, LogError, ModelError, TTSError
 from tts_agent.trace.recorder import Log, read
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def _add_tree(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--search", metavar="NAME|N", help="only the search of this name, or the N-th of the file")
     parser.add_argument("--all", action="store_true", help="every thought; large trees are collapsed otherwise")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    parser.add_argument("--html", metavar="FILE", help="write them as a page to look at in a browser instead")
     parser.set_defaults(run=_tree)
 
 
@@ -65,9 +67,13 @@ def _tree(options: argparse.Namespace) -> int:
     logs = read(options.file)
     if options.search is not None:
         logs = _selected(logs, options.search)
+    if options.json and options.html is not None:
+        raise ConfigError(f"--json and --html={options.html!r} are two things instead of a tree; name one of them")
     if options.json:
         print(json.dumps({"file": options.file, "searches": [_log_json(log) for log in logs]}, ensure_ascii=False))
         return 0
+    if options.html is not None:
+        return _write_page(logs, options)
     from rich.console import Console
 
     from tts_agent.trace.terminal import render
@@ -75,6 +81,19 @@ def _tree(options: argparse.Namespace) -> int:
     console = Console()
     for log in logs:
         console.print(render(log, everything=options.all), soft_wrap=options.all)
+    return 0
+
+
+def _write_page(logs: list[Log], options: argparse.Namespace) -> int:
+    from tts_agent.trace.page import MOST, page
+
+    most = max((len(log.events) for log in logs), default=0) if options.all else MOST
+    html = page(logs, title=Path(options.file).name, most=most)
+    try:
+        Path(options.html).write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise LogError(f"cannot write the page {options.html!r}: {error.strerror}; name another file") from error
+    print(f"wrote {options.html}: {len(logs)} {'search' if len(logs) == 1 else 'searches'}, {len(html):,} characters")
     return 0
 
 

@@ -1,8 +1,6 @@
 """The branch tree of a search for the terminal."""
 
-import heapq
 from collections import Counter
-from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -11,6 +9,7 @@ from rich.tree import Tree
 from tts_agent.events import Carried, Opened
 from tts_agent.thought import ROOT, Thought, Unverified, Verdict
 from tts_agent.trace.recorder import Log
+from tts_agent.trace.shape import chosen_path, descendants, visible_thoughts
 from tts_agent.trace.statistics import Statistics, statistics
 from tts_agent.tree import ThoughtTree
 
@@ -37,62 +36,16 @@ def render(log: Log, *, everything: bool = False, siblings: int = SIBLINGS, most
     """
     tree = ThoughtTree(log.events)
     numbers = statistics(log.events, tree)
-    visible = set(tree.thoughts) if everything else _visible(tree, siblings, most)
+    visible = set(tree.thoughts) if everything else visible_thoughts(tree, siblings, most)
     carried = {event.thought.id for event in log.events if isinstance(event, Carried)}
     return Group(_header(log, tree), _branches(tree, visible, carried), _footer(numbers), Text())
-
-
-# --- what is shown
-
-
-def _visible(tree: ThoughtTree, siblings: int, most: int) -> set[int]:
-    """The chosen path, then the best thoughts whose parents are visible."""
-    chosen = _chosen(tree)
-    value = _subtree_values(tree)
-
-    def promising(thought: int) -> tuple[bool, float, int]:
-        return (thought not in chosen, -value[thought], thought)
-
-    def offered(parent: int) -> Iterable[tuple[bool, float, int]]:
-        return sorted(map(promising, tree.children.get(parent, ())))[:siblings]
-
-    visible: set[int] = set()
-    heap = list(offered(ROOT))
-    while heap and len(visible) < most:
-        thought = heapq.heappop(heap)[-1]
-        visible.add(thought)
-        for child in offered(thought):
-            heapq.heappush(heap, child)
-    return visible
-
-
-def _chosen(tree: ThoughtTree) -> set[int]:
-    if tree.chosen is None or tree.chosen.thought is None:
-        return set()
-    return {thought.id for thought in tree.path(tree.chosen.thought)}
-
-
-def _subtree_values(tree: ThoughtTree) -> dict[int, float]:
-    """How well each thought, or the best that grew from it, did: solved 2, judged its score, ruled out -1."""
-    values: dict[int, float] = {}
-    for number in sorted(tree.thoughts, reverse=True):
-        thought = tree.thoughts[number]
-        verdict = tree.verdicts.get(number)
-        own = verdict.score if isinstance(verdict, Verdict) else 0.0
-        if thought.status == "solved":
-            own = 2.0
-        elif not tree.is_open(number) and thought.status != "complete":
-            own = -1.0
-        values[number] = max(own, values.get(number, own))
-        values[thought.parent] = max(values[number], values.get(thought.parent, -1.0))
-    return values
 
 
 # --- the tree
 
 
 def _branches(tree: ThoughtTree, visible: set[int], carried: set[int]) -> Tree:
-    chosen = _chosen(tree)
+    chosen = chosen_path(tree)
     shown = {ROOT: Tree(Text(_line(tree.root_text) or "(root)", style="bold"), guide_style="bright_black")}
     for number in sorted(visible):
         thought = tree.thoughts[number]
@@ -150,18 +103,9 @@ def _score_style(score: float) -> str:
 def _hidden(tree: ThoughtTree, hidden: list[int]) -> Text:
     kinds = Counter("merged" if child in tree.merged else tree.thoughts[child].status for child in hidden)
     what = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    below = _descendants(tree, hidden)
+    below = descendants(tree, hidden)
     tail = f", {below:,} grown from them" if below else ""
     return Text(f"... {len(hidden):,} more hidden: {what}{tail}", "italic bright_black")
-
-
-def _descendants(tree: ThoughtTree, thoughts: list[int]) -> int:
-    stack = [child for thought in thoughts for child in tree.children.get(thought, ())]
-    count = 0
-    while stack:
-        count += 1
-        stack.extend(tree.children.get(stack.pop(), ()))
-    return count
 
 
 def _line(text: str) -> str:
