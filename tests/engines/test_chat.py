@@ -31,7 +31,7 @@ from tests.dialects.world import add
 from tts_agent import BestOfN, Budget, CheckVerifier, Prefix, Sampling, Task, search
 from tts_agent.dialect import Request
 from tts_agent.dialects import ChatDialect
-from tts_agent.engines.base import Completion
+from tts_agent.engines.base import Completion, sample_bound
 from tts_agent.engines.chat import ChatEngine
 from tts_agent.engines.records import END, decode_messages, encode_message, encode_text
 from tts_agent.errors import ConfigError, EngineUnavailable
@@ -346,6 +346,25 @@ async def test_that_a_budget_is_soft_is_said_once(reported: dict[str, Any] | Non
     if reported is None or not reported["output_tokens"]:
         assert first.usage.prompt_computed == len(prefix) and first.usage.generated == len(first.ids)
     assert engine.capabilities.info["budget"] == "soft"
+
+
+async def test_tools_that_are_bound_to_the_model_are_a_part_of_every_prompt(recwarn: pytest.WarningsRecorder) -> None:
+    tool = {"type": "function", "function": {"name": "add", "description": "Adds. " * 100, "parameters": {}}}
+    model = FakeModel(reply=says("Hello.", usage=usage(220, 5)), pause=0.0, calls=[])
+    bare, bound, retried = (
+        ChatEngine(each) for each in (model, model.bind(tools=[tool]), model.bind(tools=[tool]).with_retry())
+    )
+    assert bare.capabilities.overhead == 0
+    assert 200 < bound.capabilities.overhead == retried.capabilities.overhead < 250
+    prefix = bound.prompt([HumanMessage("Go.")])
+    reserved = [sample_bound(engine.capabilities, len(prefix), 2, 5).prompt for engine in (bare, bound)]
+    assert reserved == [2 * len(prefix), 2 * (len(prefix) + bound.capabilities.overhead)]
+    (completion,) = await completions(bound, prefix)
+    assert completion.usage.prompt == 220 and not recwarn.list
+    silent = ChatEngine(FakeModel(reply=says("Hello.", usage=None), pause=0.0, calls=[]).bind(tools=[tool]))
+    with pytest.warns(UserWarning, match="reports no usage"):
+        (completion,) = await completions(silent, prefix)
+    assert completion.usage.prompt == len(prefix) + bound.capabilities.overhead
 
 
 async def test_details_that_a_provider_leaves_empty_count_nothing() -> None:

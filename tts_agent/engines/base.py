@@ -126,7 +126,8 @@ class Capabilities:
     `seeds`: a sample depends on its seed alone. `aborts`: `Stream.abort` stops what runs and says what it used.
     `shares_prompt`: the n samples of one request compute its prompt at most once, whatever the cache holds, so a
     reservation counts the prompt once. `virtual_time`: completions carry the virtual time `at` of their end, and
-    the search handles them in that order.
+    the search handles them in that order. `overhead`: tokens that the engine adds to the prompt of every sample (the
+    tools of a chat model).
     """
 
     ids: bool = True
@@ -140,6 +141,7 @@ class Capabilities:
     grammars: bool = False  # `Sampling.ebnf` is obeyed
     hidden_states: bool = False  # it is a `Reader`
     tells: bool = False  # it is a `Teller`
+    overhead: int = 0
     context: int | None = None  # tokens of prompt and completion together; None = unbounded
     end_ids: tuple[int, ...] = ()  # tokens with which the model ends its answer
     info: Mapping[str, str] = field(default_factory=dict)
@@ -249,6 +251,7 @@ class Teller(Engine, Protocol):
 
 def sample_bound(capabilities: Capabilities, prompt: int, n: int, max_tokens: int) -> Usage:
     """The most that one request of `n` samples may consume, with nothing cached."""
+    prompt += capabilities.overhead
     prompts = prompt if capabilities.shares_prompt else prompt * n
     # NOTE: a prompt counts in full for every sample in `total` terms where the engine reports it so; cached tokens
     # are bounded by what is not computed, and the sum of both by one prompt a sample.

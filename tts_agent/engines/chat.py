@@ -1,6 +1,7 @@
 """Any chat model of LangChain as an engine, one call a sample."""
 
 import asyncio
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -26,6 +27,8 @@ from tts_agent.usage import ZERO, Usage
 ARGUMENTS: Mapping[str, str] = {"max_tokens": "max_tokens", "temperature": "temperature"}
 
 _USUAL = Sampling(max_tokens=1)
+_ASKED = ("tools", "functions", "response_format", "tool_choice")
+"""Arguments of a model that become part of its prompt."""
 _LEFT_TO_THE_MODEL = ("max_tokens", "temperature")
 _CUT = ("length", "max_tokens", "MAX_TOKENS")
 
@@ -41,8 +44,9 @@ class ChatEngine:
     are left to the model where they are not named; any other field that is asked for and not named is an error.
     `seed` may be named as well.
 
-    Budgets are soft. A prompt is estimated, at three bytes a token, when it is reserved, and charged by what the model
-    reports. A model that reports nothing, or passes what was reserved, is warned of once.
+    Budgets are soft. A prompt is estimated, at three bytes a token, the tools bound to the model with it, when it is
+    reserved, and charged by what the model reports. A model that reports nothing, or passes what was reserved, is
+    warned of once.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class ChatEngine:
             raise ConfigError(f"concurrency={concurrency!r} must be at least 1")
         self.name = name or f"chat://{model.get_name()}"
         self._model = model
+        self._overhead = _overhead(model)
         self._arguments = dict(arguments)
         self._concurrency = concurrency
         self._gates: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
@@ -77,6 +82,7 @@ class ChatEngine:
             constrains=not {"json_schema", "regex", "ebnf"}.isdisjoint(self._arguments),
             grammars="ebnf" in self._arguments,
             tells=True,
+            overhead=self._overhead,
             end_ids=(END,),
             info={"budget": "soft"},
         )
@@ -117,7 +123,7 @@ class ChatEngine:
         if any(token != END for token in sampling.stop_ids):
             raise ConfigError(f"engine {self.name!r} knows no stop tokens {sampling.stop_ids!r}; leave stop_ids empty")
         calls = [self._call(sampling, seed) for seed in seeds]
-        stream = ChatStream(self, messages, calls, sampling, len(prefix), tell)
+        stream = ChatStream(self, messages, calls, sampling, len(prefix) + self._overhead, tell)
         self._streams.add(stream)
         return stream
 
@@ -305,3 +311,14 @@ def _finish(answer: AIMessage) -> FinishReason:
     metadata = answer.response_metadata
     reason = metadata.get("finish_reason") or metadata.get("stop_reason") or metadata.get("done_reason")
     return "length" if reason in _CUT else "stop"
+
+
+def _overhead(model: Any) -> int:
+    """Estimate of the tokens that the arguments bound to `model` add to every prompt."""
+    size = 0
+    while model is not None:
+        bound = getattr(model, "kwargs", None)
+        if isinstance(bound, Mapping):
+            size += sum(len(json.dumps(bound[name], default=str)) // 3 for name in _ASKED if bound.get(name))
+        model = getattr(model, "bound", None)
+    return size
