@@ -185,11 +185,15 @@ def _parsed(body: Json) -> Json:
 
 
 def _separated(body: Json) -> Json:
-    # Reasoning is what begins with its tag, as the parsers see it.
-    reasoning, end, text = body["text"].partition("</think>")
-    if "<think>" not in reasoning:
-        return {"reasoning_text": "", "text": body["text"]}
-    return {"reasoning_text": reasoning.removeprefix("<think>"), "text": text}
+    # As the parser `qwen3` sees it: a tag anywhere makes reasoning of all before its end, and so does a tool call.
+    text = body["text"]
+    if "<think>" not in text:
+        return {"reasoning_text": "", "text": text}
+    while text.startswith("<think>"):
+        text = text.removeprefix("<think>")
+    end = "</think>" if "</think>" in text else "<tool_call>"
+    reasoning, found, rest = text.partition(end)
+    return {"reasoning_text": reasoning, "text": rest if end == "</think>" else found + rest}
 
 
 def _handler(model: Model) -> type[BaseHTTPRequestHandler]:

@@ -4,6 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.messages import AIMessage, ToolCall
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from llguidance import LLMatcher
 
 from tts_agent.chat_models.grammar import answer_schema, call_schema, read_calls, read_choice
@@ -13,6 +17,8 @@ from tts_agent.errors import ConfigError
 def tool(name: str, parameters: Any = None) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
+
+STORED = JsonPlusSerializer()
 
 CITY = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 REFERS = {"type": "object", "properties": {"city": {"$ref": "#/$defs/City"}}, "$defs": {"City": CITY}}
@@ -45,6 +51,29 @@ def test_calls_are_read() -> None:
 def test_broken_calls_are_told(text: str) -> None:
     turn = read_calls(text)
     assert not turn.calls and turn.content == text and "not whole" in turn.problem
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [(str(10**30), "64 bits"), ("NaN", "NaN"), ("-Infinity", "Infinity"), ('"\\ud83d"', "surrogates")],
+)
+def test_calls_that_no_checkpoint_holds_are_told(value: str, problem: str) -> None:
+    turn = read_calls(f'[{{"name": "go", "arguments": {{"a": {value}}}}}]')
+    assert not turn.calls and problem in turn.problem and value in turn.content
+
+
+NUMBERS = st.integers() | st.integers(2**62, 2**66) | st.floats()
+ARGUMENTS = st.dictionaries(st.text(), st.recursive(NUMBERS | st.text(st.characters()), st.lists, max_leaves=4))
+
+
+@given(ARGUMENTS)
+def test_what_is_read_can_be_stored(args: dict[str, Any]) -> None:
+    turn = read_calls(json.dumps([{"name": "go", "arguments": args}]))
+    if turn.problem:
+        return
+    message = AIMessage("", tool_calls=[ToolCall(name=call.name, args=call.args, id="1") for call in turn.calls])
+    assert turn.calls[0].args == args
+    assert STORED.loads_typed(STORED.dumps_typed(message)) == message
 
 
 def test_choices_are_read_in_every_form() -> None:

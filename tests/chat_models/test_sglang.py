@@ -7,14 +7,17 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from langchain.agents import create_agent
-from langchain_core.exceptions import ContextOverflowError
+from langchain_core.exceptions import ContextOverflowError, OutputParserException
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import BaseModel
 
-from tests.chat_models.server import WORDS, ChatServer
+from tests.chat_models.server import WORDS, ChatServer, decode
 from tts_agent.chat_models import ChatSGLang, ContextOverflow
 from tts_agent.errors import ConfigError, EngineUnavailable
 
@@ -109,6 +112,50 @@ def test_settings_are_obeyed_and_can_be_given_with_a_call(server: ChatServer, co
         model.invoke("Hi", temperature=-1)
     with pytest.raises(ValueError, match="temprature"):
         ChatSGLang(temprature=0.5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"temperature": None}, "temperature=None must be a number"),
+        ({"temperature": "hot"}, "temperature='hot' must be a number"),
+        ({"top_k": 2.5}, "top_k=2.5 must be a whole number"),
+        ({"max_tokens": "5"}, "max_tokens='5' must be a whole number or None"),
+        ({"max_tokens": 5.5}, "max_tokens=5.5 must be a whole number or None"),
+        ({"n": None}, "n=None must be a whole number"),
+        ({"n": "2"}, "n='2' must be a whole number"),
+        ({"n": True}, "n=True must be a whole number"),
+        ({"seed": "x"}, "seed='x' must be a whole number or None"),
+        ({"stop": 3}, "stop=3 must be a list of texts"),
+        ({"stop": ["a", None]}, "must be a list of texts"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(server: ChatServer, connect: Open, wrong: Any, error: str) -> None:
+    model = connect(server)
+    with pytest.raises(ConfigError, match=error):
+        model.invoke("Hi", **wrong)
+    with pytest.raises(ConfigError, match=error):
+        list(model.stream("Hi", **wrong))
+    assert model.invoke("Hi", max_tokens=None, seed=None).text.startswith(WORDS)
+
+
+def test_the_stop_texts_of_a_call_take_the_place_of_the_models(server: ChatServer, connect: Open) -> None:
+    model = connect(server, seed=1, stop=["words"])
+    assert model.invoke("Hi").text == "Hello, you there. Here are some"
+    for none in (model.invoke("Hi", stop=[]), model.bind(stop=[]).invoke("Hi")):
+        assert none.text == f"{WORDS} [1]"
+    assert model.invoke("Hi", stop="some").text == "Hello, you there. Here are"
+    assert model._get_ls_params(stop=[]).get("ls_stop") is None
+    assert model._get_ls_params()["ls_stop"] == ["words"]
+
+
+def test_half_a_character_is_refused(server: ChatServer, connect: Open) -> None:
+    model = connect(server)
+    model.invoke("🦊")
+    call = {"name": "add", "args": {"a": "\udc80"}, "id": "1"}
+    for place, message in ((1, HumanMessage("caf\ud83d")), (1, AIMessage("", tool_calls=[call]))):
+        with pytest.raises(ConfigError, match=f"message {place} .* half of a character"):
+            model.invoke([HumanMessage("Hi"), message])
 
 
 def test_several_answers_are_one_request(server: ChatServer, connect: Open) -> None:
@@ -247,7 +294,114 @@ async def test_structured_answers(server: ChatServer, connect: Open, method: Any
         model.with_structured_output(Weather, method="magic")
 
 
+QUOTE = '{"city": "Zürich", "degrees": 12345}'
+
+
+def said_by(method: str) -> str:
+    return QUOTE if method == "json_schema" else f'[{{"name": "Weather", "arguments": {QUOTE}}}]'
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize("schema", [Weather, Weather.model_json_schema()])
+async def test_an_object_that_was_cut_is_none(server: ChatServer, connect: Open, method: Any, schema: Any) -> None:
+    server.model.says = said_by(method)
+    size = len(server.model.says.encode())
+    for cut in range(1, size, 8):
+        model = connect(server, max_tokens=cut)
+        bound = model.with_structured_output(schema, method=method)
+        with pytest.raises(OutputParserException, match="cut at max_tokens"):
+            await bound.ainvoke("How is it?")
+        with pytest.raises(OutputParserException, match="cut at max_tokens"):
+            [part async for part in bound.astream("How is it?")]
+        found = model.with_structured_output(schema, method=method, include_raw=True).invoke("How is it?")
+        assert found.get("parsed") is None and "cut at max_tokens" in str(found["parsing_error"])
+        assert found["raw"].response_metadata["finish_reason"] == "length"
+    whole_one = connect(server, max_tokens=size + 1).with_structured_output(schema, method=method)
+    weather = Weather(city="Zürich", degrees=12345)
+    expected = weather if schema is Weather else weather.model_dump()
+    assert await whole_one.ainvoke("How is it?") == expected
+    assert list(whole_one.stream("How is it?"))[-1] == expected
+
+
+def test_an_object_that_ends_at_a_stop_text_is_none(server: ChatServer, connect: Open) -> None:
+    server.model.says = QUOTE
+    with pytest.raises(OutputParserException, match="without stop texts"):
+        connect(server, stop=["3"]).with_structured_output(Weather).invoke("How is it?")
+
+
+def test_a_strict_schema_reaches_the_model(server: ChatServer, connect: Open) -> None:
+    bound = connect(server).with_structured_output(Weather, method="function_calling", strict=True)
+    assert bound.invoke("How is it in 'Bern'?") == Weather(city="Bern", degrees=3)
+    assert '"strict": true' in decode(server.model.bodies[-1]["input_ids"][0])
+
+
+@pytest.mark.parametrize("value", ["1000000000000000000000000000000", "NaN"])
+async def test_an_agent_with_a_checkpointer_lives_on_after_a_call_that_cannot_be_stored(
+    server: ChatServer, connect: Open, value: str
+) -> None:
+    server.model.says = f'[{{"name": "add", "arguments": {{"a": {value}, "b": 1}}}}]'
+    model = connect(server).bind_tools([add], tool_choice="any")
+
+    async def speak(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState).add_node("speak", speak).add_edge(START, "speak").compile(InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    message = (await graph.ainvoke({"messages": [HumanMessage("Add.")]}, config))["messages"][-1]
+    assert message.tool_calls == [] and value in message.invalid_tool_calls[0]["args"]
+
+
 # Reasoning
+
+
+PARTS = [
+    *("Hello", "\n", "  ", "I think. ", "STOP", "ST", "ö🦊", "{", "[", "end.", "<", "</th", "```json"),
+    *("<think>", "</think>", "<tool_call>", '{"name": "add", "arguments": {"a": 1, "b": 2}}', "</tool_call>"),
+]
+
+CALLED_WITH = st.fixed_dictionaries({}, optional={"stop": st.just(["STOP"]), "max_tokens": st.integers(1, 40)})
+
+
+@pytest.fixture(scope="module")
+def readers() -> Iterator[list[ChatServer]]:
+    """Servers without a parser for reasoning, with one, and with an unknown one for tools."""
+    infos: list[dict[str, Any]] = [{}, {"reasoning_parser": "qwen3"}, {"tool_call_parser": "mystery"}]
+    servers = [ChatServer(max_req_input_len=8000, **info) for info in infos]
+    yield servers
+    for server in servers:
+        server.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(PARTS), max_size=7), st.integers(0, 2), st.booleans(), st.booleans(), CALLED_WITH)
+@example(["<think>", "I think. ", "</think>", "Hello"], 0, False, False, {})
+@example(["I think. ", "</think>", "Hello"], 0, True, True, {})
+@example(["I think. ", "\n", "end."], 0, True, False, {})
+@example(["Hello", "<think>", "end."], 1, False, False, {})
+@example(["I think. ", "<tool_call>", PARTS[-2], "</tool_call>"], 1, True, True, {})
+def test_a_stream_says_what_an_answer_says_whoever_reads_it(
+    readers: list[ChatServer], said: list[str], place: int, thinking: bool, tools: bool, called: dict[str, Any]
+) -> None:
+    server = readers[place]
+    server.model.says = "".join(said)
+    model = ChatSGLang(base_url=server.address, seed=1, chat_template_kwargs={"enable_thinking": thinking})
+    bound = model.bind_tools([add]) if tools else model
+    answer, full = bound.invoke("Hi", **called), whole(list(bound.stream("Hi", **called)))
+    model.close()
+    assert (full.text, full.additional_kwargs) == (answer.text, answer.additional_kwargs)
+    assert full.tool_calls == answer.tool_calls
+    assert full.response_metadata["finish_reason"] == answer.response_metadata["finish_reason"]
+
+
+def test_reasoning_is_told_apart_by_a_server_without_a_parser(server: ChatServer, connect: Open) -> None:
+    server.model.says = "<think>\nI think.\n</think>\n\nHello"
+    message = connect(server).invoke("Hi")
+    assert (message.text, message.additional_kwargs) == ("Hello", {"reasoning_content": "I think."})
+    server.model.says = 'So.\n</think>\n\nI look.<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
+    opened = connect(server, chat_template_kwargs={"enable_thinking": True}).bind_tools([add])
+    message = opened.invoke("Hi")
+    assert (message.text, message.additional_kwargs) == ("I look.", {"reasoning_content": "So."})
+    assert [call["args"] for call in message.tool_calls] == [{"a": 1, "b": 2}]
 
 
 async def test_reasoning_is_told_apart(connect: Open) -> None:

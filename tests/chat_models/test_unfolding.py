@@ -74,3 +74,14 @@ def test_reasoning_is_told_apart() -> None:
     assert shown.show("<think>\nAs 6") == ("As 6", "")
     assert shown.show("<think>\nAs 6 is </th") == (" is", "")
     assert shown.show("<think>\nAs 6 is </think>\n\n42") == ("", "42")
+
+
+def test_a_call_in_reasoning_waits_for_its_end() -> None:
+    said = "I must look.\n<tool_call>\n{}\n</tool_call>"
+    shown = Unfolding(thinking=True, openers=("<tool_call>",))
+    assert [shown.show(said[:size])[0] for size in (12, 16, len(said))] == ["I must look.", "", ""]
+    # A server's parser may take it for a call, though the reasoning is not closed.
+    assert shown.rest(Turn("", "I must look.")) == ("", "")
+    shown = Unfolding(thinking=True, openers=("<tool_call>",))
+    assert shown.show(said) == ("I must look.", "")
+    assert shown.show(f"{said}</think>So.") == (said.removeprefix("I must look."), "So.")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_agent.dialects.calls import OPEN, Call, CallFormat, Spoken, find_format, read_calls
+from tts_agent.dialects.calls import OPEN, Call, CallFormat, Spoken, find_format, read_calls, whole_json
 from tts_agent.dialects.turn import Turn
 
 SUM = Call("add", {"a": 1, "b": 2})
@@ -109,6 +109,29 @@ def test_a_call_that_is_cut_anywhere_may_go_on(args: dict[str, Any], form: CallF
     cut = text[: data.draw(st.integers(begun, len(text) - 1))]
     assert read_calls(cut, form).problem == OPEN, cut
     assert not read_calls(text, form).problem
+
+
+@given(JSON, st.sampled_from(["", " ", "\n"]))
+def test_json_is_read_whole(value: Any, space: str) -> None:
+    assert whole_json(f"{space}{json.dumps(value)}{space}") == value
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"a": 1', "Expecting"),
+        ("", "Expecting"),
+        ("{} {}", "goes on with '{}'"),
+        (f"[{2**64}]", "more than 64 bits"),
+        ("[NaN]", "NaN is no JSON"),
+        ("[1e999]", "out of range"),
+        ('"\\ud83d"', "surrogates"),
+        ("[" * 99999, "recursion"),
+    ],
+)
+def test_json_that_no_checkpoint_holds_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        whole_json(text)
 
 
 @given(st.text(), st.sampled_from(["hermes", "llama", "mistral"]))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from langchain_core.utils.json_schema import dereference_refs
 
-from tts_agent.dialects.calls import Call
+from tts_agent.dialects.calls import Call, whole_json
 from tts_agent.dialects.turn import Turn
 from tts_agent.errors import ConfigError
 
@@ -67,9 +67,9 @@ def _one_call(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_calls(text: str) -> Turn:
-    """The turn that says the list of tool calls in `text`, which may be broken off."""
+    """The turn that says the list of tool calls in `text`, which may be broken off, or be what no checkpoint holds."""
     try:
-        said = json.loads(text)
+        said = whole_json(text)
         return Turn("", calls=tuple(Call(str(call["name"]), dict(call["arguments"])) for call in said))
     except (ValueError, TypeError, KeyError) as error:
         return Turn(text.strip(), problem=f"the tool calls are not whole: {error}")

@@ -1,9 +1,10 @@
 """An SGLang server, or any engine of this package, as a LangChain chat model."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from operator import itemgetter
+from numbers import Integral, Real
 from pathlib import Path
 from secrets import randbits
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -13,17 +14,30 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage
-from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers import (
+    JsonOutputKeyToolsParser,
+    JsonOutputParser,
+    PydanticOutputParser,
+    PydanticToolsParser,
+)
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils import from_env, secret_from_env
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation
 
+from tts_agent.chat_models.answers import read_by
 from tts_agent.chat_models.call import Call, ContextOverflow
-from tts_agent.chat_models.grammar import answer_schema, call_schema, read_answer, read_calls, read_choice
+from tts_agent.chat_models.grammar import (
+    answer_schema,
+    call_schema,
+    read_answer,
+    read_calls,
+    read_choice,
+    tool_name,
+)
 from tts_agent.chat_models.link import Link
 from tts_agent.chat_models.voice import Asked
 from tts_agent.engines import load_engine
@@ -41,6 +55,8 @@ ANSWER_TOKENS = 1024
 
 _DRAWN = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
 _SET = (*_DRAWN, "max_tokens", "n", "seed")
+_COUNTS = ("top_k", "max_tokens", "n", "seed")
+_OPTIONAL = ("max_tokens", "seed")
 _BOUND = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "model", "stream")
 
 _TOLD = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
@@ -64,9 +80,10 @@ class ChatSGLang(BaseChatModel):
     a grammar. `n` answers to one prompt compute the prompt once; they are not streamed. With a `seed` the same answer
     comes again where the engine has seeds. `usage_metadata` tells how much of a prompt came from the engine's cache.
 
-    Every setting can be given again with a call. Raises `ContextOverflow` for a conversation that is too long,
-    `ConfigError` for what the server cannot do, `EngineUnavailable` if it does not answer. The server stops working for
-    a call that is cancelled and for a stream that is left early.
+    How an answer is drawn (`temperature` to `seed`, and `stop`) can be given again with a call. Raises
+    `ContextOverflow` for a conversation that is too long, `ConfigError` for what the server cannot do,
+    `EngineUnavailable` if it does not answer. The server stops working for a call that is cancelled and for a stream
+    that is left early.
     """
 
     model_config = ConfigDict(populate_by_name=True, extra="forbid", arbitrary_types_allowed=True)
@@ -126,7 +143,7 @@ class ChatSGLang(BaseChatModel):
         return {"model": self.model_name, "served": served, **settings}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
+        params = super()._get_ls_params(stop=self.stop if stop is None else stop, **kwargs)
         params["ls_provider"] = "sglang"
         params["ls_model_name"] = kwargs.get("model") or self._known_as()
         return params
@@ -187,23 +204,31 @@ class ChatSGLang(BaseChatModel):
         `json_schema`: the answer is the object; the model is not told of the schema, so tell it what you want.
         `function_calling`: the object is the arguments of a call that the model must make, and sees described.
         `json_mode`: the answer is some JSON object. Where the engine obeys no grammar, each of them is refused when it
-        is called.
+        is called. An answer that was cut raises `OutputParserException`, or is the `parsing_error` beside the raw one;
+        a stream raises it at its end.
         """
         if kwargs:
             raise ConfigError(f"unknown arguments {sorted(kwargs)!r}; known: schema, include_raw, method, strict")
-        if method == "function_calling":
-            return super().with_structured_output(schema, include_raw=include_raw)
-        if method not in ("json_schema", "json_mode"):
+        if method not in ("json_schema", "function_calling", "json_mode"):
             raise ConfigError(f"unknown method {method!r}; use 'json_schema', 'function_calling' or 'json_mode'")
-        answer: dict[str, Any] = {"type": "json_object"}
-        if method == "json_schema":
-            made = convert_to_json_schema(schema, strict=strict)
-            answer = {"type": "json_schema", "json_schema": {"name": made.get("title", "answer"), "schema": made}}
         traced = {"kwargs": {"method": method}, "schema": schema}
-        model = self.bind(response_format=answer, ls_structured_output_format=traced)
-        is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
-        parser: Any = PydanticOutputParser(pydantic_object=cast(Any, schema)) if is_class else JsonOutputParser()
-        return _with_raw(model, parser) if include_raw else model | parser
+        pydantic = schema if isinstance(schema, type) and is_basemodel_subclass(schema) else None
+        parser: Any
+        if method == "function_calling":
+            tool = convert_to_openai_tool(schema, strict=strict)
+            model = self.bind_tools([tool], tool_choice="any", ls_structured_output_format=traced)
+            if pydantic is None:
+                parser = JsonOutputKeyToolsParser(key_name=tool_name(tool), first_tool_only=True)
+            else:
+                parser = PydanticToolsParser(tools=[pydantic], first_tool_only=True)
+        else:
+            answer: dict[str, Any] = {"type": "json_object"}
+            if method == "json_schema":
+                made = convert_to_json_schema(schema, strict=strict)
+                answer = {"type": "json_schema", "json_schema": {"name": made.get("title", "answer"), "schema": made}}
+            model = self.bind(response_format=answer, ls_structured_output_format=traced)
+            parser = JsonOutputParser() if pydantic is None else PydanticOutputParser(pydantic_object=pydantic)
+        return read_by(model, parser, include_raw=include_raw)
 
     # --- calls
 
@@ -214,6 +239,9 @@ class ChatSGLang(BaseChatModel):
         if given.get("model") not in (None, self._known_as()):
             raise ConfigError(f"model={given['model']!r}: a server has one model; make another ChatSGLang for another")
         settings = {name: given.get(name, getattr(self, name)) for name in _SET}
+        for name, value in settings.items():
+            _check_number(name, value)
+        _check_text(messages)
         tools = list(given.get("tools") or ())
         choice = read_choice(given.get("tool_choice"), tools)
         schema = answer_schema(given.get("response_format"))
@@ -235,7 +263,7 @@ class ChatSGLang(BaseChatModel):
             max_tokens=self._room(engine, len(asked.prefix), settings["max_tokens"]),
             **{name: settings[name] for name in _DRAWN},
             stop_ids=tuple(voice.end_ids),
-            stop_texts=tuple(stop or self.stop or ()),
+            stop_texts=_stop_texts(self.stop if stop is None else stop),
             json_schema=schema,
         )
         return Call(engine, asked, sampling, _seeds(settings["seed"], settings["n"]), self._known_as())
@@ -271,7 +299,7 @@ class ChatSGLang(BaseChatModel):
 
     def _streaming_disabled(self, **kwargs: Any) -> bool:
         # Chunks of several answers would be one text.
-        return kwargs.get("n", self.n) > 1 or super()._streaming_disabled(**kwargs)
+        return kwargs.get("n", self.n) != 1 or super()._streaming_disabled(**kwargs)
 
     async def _chunks(
         self, messages: list[BaseMessage], stop: list[str] | None, given: Mapping[str, Any]
@@ -323,6 +351,35 @@ class ChatSGLang(BaseChatModel):
             await opened.aclose()
 
 
+def _check_number(name: str, value: Any) -> None:
+    if value is None and name in _OPTIONAL:
+        return
+    kind, words = (Integral, "a whole number") if name in _COUNTS else (Real, "a number")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} must be {words}{' or None' if name in _OPTIONAL else ''}")
+
+
+def _check_text(messages: Sequence[BaseMessage]) -> None:
+    """Raises `ConfigError` for half a surrogate pair, which no engine can be sent."""
+    for place, message in enumerate(messages):
+        said = (message.content, getattr(message, "tool_calls", ()))
+        try:
+            json.dumps(said, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise ConfigError(
+                f"message {place} ({message.type}) has {half!r} in it, half of a character; send the text without it, "
+                "such as text.encode(errors='replace').decode()"
+            ) from error
+
+
+def _stop_texts(stop: Any) -> tuple[str, ...]:
+    texts = [stop] if isinstance(stop, str) else [] if stop is None else stop
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"stop={stop!r} must be a list of texts")
+    return tuple(texts)
+
+
 def _seeds(seed: int | None, n: int) -> tuple[int, ...]:
     if n < 1:
         raise ConfigError(f"n={n!r} must be at least 1")
@@ -331,10 +388,3 @@ def _seeds(seed: int | None, n: int) -> tuple[int, ...]:
 
 async def _next(chunks: AsyncIterator[ChatGenerationChunk]) -> ChatGenerationChunk | None:
     return await anext(chunks, None)
-
-
-def _with_raw(model: Runnable[LanguageModelInput, AIMessage], parser: Any) -> Runnable[LanguageModelInput, Any]:
-    """Returns the message beside what it says, or beside the reason why that cannot be read."""
-    read = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
-    failed = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=model) | read.with_fallbacks([failed], exception_key="parsing_error")

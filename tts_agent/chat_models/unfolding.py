@@ -7,6 +7,9 @@ from tts_agent.dialects.turn import THINKING, Turn
 _ENDS = tuple(end for _, end in THINKING)
 _BEGINS = tuple(begin for begin, _ in THINKING)
 
+_BREAKS = ("<tool_call>", "<|tool_calls_section_begin|>")
+"""Tool calls with which reasoning that is not closed may end, where a server's parser says so."""
+
 
 class Unfolding:
     """Shows a turn while it is said. Nothing that was shown is taken back: what may still become something else (half
@@ -28,7 +31,10 @@ class Unfolding:
         if any(begin.startswith(text.lstrip()) for begin in _BEGINS):
             return "", ""
         turn = Turn.read(text, form=None, thinking=self._thinking, tools=())
-        return self._add(_without_half(turn.reasoning, _ENDS).strip(), self._text(turn.content))
+        reasoning = turn.reasoning
+        if not turn.content:
+            reasoning = _without_half(before(reasoning, _BREAKS), (*_ENDS, *_BREAKS))
+        return self._add(reasoning.strip(), self._text(turn.content))
 
     def rest(self, turn: Turn) -> tuple[str, str]:
         """Reasoning and content of the whole `turn` that were not shown yet."""

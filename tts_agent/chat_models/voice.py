@@ -35,7 +35,10 @@ _REASONS_IN_TAGS = (
     *(None, "deepseek-r1", "deepseek-v3", "glm45", "interns1", "kimi_k2", "nemotron_3", "qwen3", "qwen3-thinking"),
     "step3",
 )
-"""Parsers of servers that look for the tags that are known here, and none at all."""
+"""Parsers of servers that look for the first of the tags that are known here, and none at all."""
+
+_THOUGHT = "".join(THINKING[0])
+"""A reasoning that is over, after which those parsers look for no other."""
 
 _TAIL = 16  # ids at the end of a prompt in which its last tag is found
 
@@ -123,13 +126,27 @@ class ServerVoice:
         prefix = self._engine.render(said, tools=self._tools, variables=self._variables)
         opening, closing = _opened(self._engine, prefix)
         # NOTE: a parser sees the turn alone, and takes it for reasoning only if that begins in it.
-        return Asked(prefix, lambda text: self._read(opening + text), closing, self._openers)
+        return Asked(prefix, lambda text: self._read(text, opening), closing, self._openers)
 
-    def _read(self, text: str) -> Turn:
+    def _read(self, text: str, opening: str) -> Turn:
+        """The turn that says `text`. Reasoning in tags is told apart as it was while the turn was said, what else there
+        is by the server.
+        """
+        turn = Turn.read(text, form=None, thinking=bool(opening), tools=())
+        parser = self._engine.info.reasoning_parser
+        if parser is not None and not (turn.content and parser in _REASONS_IN_TAGS):
+            return self._parsed(opening + text, turn)
+        if not (self._tools and turn.content):
+            return turn
+        parsed = self._parsed(turn.content if parser is None else _THOUGHT + turn.content, turn)
+        return replace(parsed, reasoning=turn.reasoning)
+
+    def _parsed(self, text: str, known: Turn) -> Turn:
+        """What the server reads in `text`; `known` if it has a call that cannot be carried out."""
         try:
             said = self._engine.read_turn(text, tools=self._tools)
-        except ConfigError as error:  # a call that cannot be carried out
-            return Turn(text.strip(), problem=str(error))
+        except ConfigError as error:
+            return replace(known, problem=str(error))
         calls = tuple(Call(call.name, call.args) for call in said.calls)
         return Turn(said.content.strip(), said.reasoning.strip(), calls)
 

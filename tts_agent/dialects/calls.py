@@ -161,15 +161,37 @@ def _real(digits: str) -> float:
 _DECODER = json.JSONDecoder(parse_constant=_refuse, parse_int=_integer, parse_float=_real)
 
 
+def whole_json(text: str) -> Any:
+    """The JSON that `text` is.
+
+    Raises `ValueError` for anything else, and for what no checkpoint holds: an integer of more than 64 bits, a number
+    that is none, half a surrogate pair.
+    """
+    text = text.strip()
+    value, end = _decode(text)
+    if end < len(text):
+        raise ValueError(f"it goes on with {text[end:].lstrip()[:40]!r}")
+    return value
+
+
+def _decode(text: str) -> tuple[Any, int]:
+    """The JSON with which `text` begins, and where it ends."""
+    try:
+        value, end = _DECODER.raw_decode(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+    return value, end
+
+
 def _json(text: str) -> tuple[Any, str]:
     """The JSON with which `text` begins, and what follows it."""
     text = text.lstrip()
     try:
-        value, end = _DECODER.raw_decode(text)
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        value, end = _decode(text)
     except json.JSONDecodeError as error:
         raise _Unreadable(OPEN if _unfinished(text, error) else f"a tool call is not JSON: {error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _Unreadable(f"a tool call is not JSON: {error}") from error
     return value, text[end:]
 
@@ -177,10 +199,9 @@ def _json(text: str) -> tuple[Any, str]:
 def _whole(text: str) -> Any:
     """The JSON that `text` is; `text` itself if it is none."""
     try:
-        value, rest = _json(text)
-    except _Unreadable:
+        return whole_json(text)
+    except ValueError:
         return text
-    return text if rest.strip() else value
 
 
 def _unfinished(text: str, error: json.JSONDecodeError) -> bool:

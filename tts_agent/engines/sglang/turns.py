@@ -1,9 +1,9 @@
 """Conversations by the server's own chat template and parsers; no tokenizer and no template are needed here."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tts_agent.dialects.calls import whole_json
 from tts_agent.engines.sglang.info import ServerInfo
 from tts_agent.engines.sglang.server import Server
 from tts_agent.errors import ConfigError
@@ -53,7 +53,8 @@ def render(
 def read_turn(server: Server, info: ServerInfo, text: str, *, tools: Sequence[Mapping[str, Any]]) -> SaidTurn:
     """What `text` says: its reasoning and its calls of `tools`, where the server was launched with parsers for them.
 
-    Raises `ConfigError` if there are tools and no parser, or if a call's arguments are no JSON object.
+    Raises `ConfigError` if there are tools and no parser, or if a call's arguments are no JSON object that a checkpoint
+    holds.
     """
     reasoning = ""
     if info.reasoning_parser is not None:
@@ -72,7 +73,7 @@ def read_turn(server: Server, info: ServerInfo, text: str, *, tools: Sequence[Ma
 
 def _call(said: Mapping[str, Any]) -> SaidCall:
     try:
-        args = json.loads(said["parameters"] or "{}")
+        args = whole_json(said["parameters"] or "{}")
     except ValueError as error:
         raise ConfigError(f"the arguments of {said['name']!r} are not JSON: {error}") from error
     if not isinstance(args, dict):
