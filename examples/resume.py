@@ -83,11 +83,18 @@ def main() -> None:
         for _ in victim.stdout:
             sampled += 1
             if sampled == 40:
+                victim.kill()
                 break
-        victim.kill()
         victim.communicate()
+        if victim.returncode >= 0:  # a process that a signal ended has a negative one
+            failed = f"failed with status {victim.returncode}"
+            done = "was done before it could be killed; state a harder puzzle"
+            sys.exit(f"the first process {failed if victim.returncode else done}")
         print(f"killed after {sampled} thoughts")
-        said = start(options, checkpoints).communicate()[0].splitlines()
+        heir = start(options, checkpoints)
+        said = heir.communicate()[0].splitlines()
+        if heir.returncode:
+            sys.exit(f"the second process failed with status {heir.returncode}")
     print(
         f"{said.count('from the checkpoint')} thoughts came from the checkpoint, {said.count('sampled')} were sampled"
     )

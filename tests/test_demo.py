@@ -19,7 +19,7 @@ from tts_agent.demo import agent, contest, run
 from tts_agent.demo.arms import ARMS, BASELINES, SEARCH, attempt, solves
 from tts_agent.demo.contest import CONTESTS, choose
 from tts_agent.demo.intervals import paired_difference
-from tts_agent.errors import ConfigError, LogError
+from tts_agent.errors import ConfigError, LogError, ModelError
 from tts_agent.pocket import Puzzle, model_folder
 from tts_agent.pocket.countdown import legal_steps
 from tts_agent.pocket.puzzles import load
@@ -142,6 +142,19 @@ def test_a_file_that_is_no_trace_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="not a trace"):
         run(engine="embedded://pocket", puzzles=1, out=out, console=Console(file=StringIO()))
     assert out.read_text() == "years of work\n"
+
+
+@pytest.mark.parametrize(("asked", "said"), [(10**5, True), (3, False), (None, False)])
+def test_it_says_where_there_are_fewer_puzzles_than_were_asked_for(asked: int | None, said: bool) -> None:
+    console = Console(file=StringIO(), width=160, color_system=None)
+    with pytest.raises(ModelError, match="does not exist"):  # before it plays
+        run(engine="embedded://nowhere", puzzles=asked, console=console)
+    assert isinstance(console.file, StringIO)
+    text = console.file.getvalue()
+    for one in CONTESTS:
+        there = len(load(one.name, "shown"))
+        assert (f"{one.title}: 100,000 puzzles were asked for, and there are {there:,}.\n" in text) == said
+    assert ("were asked for" in text) == said
 
 
 # --- puzzles

@@ -128,6 +128,18 @@ def change(path: Path, **entries: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
+def test_a_file_is_no_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = examined(folder / "config.json", capsys)
+    assert data["problem"] == "a model is a folder, and this is none; pass the folder that the file lies in"
+
+
+def test_no_name_is_no_model(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)  # which is served as '.'
+    assert main(["doctor", ""]) == 2
+    assert capsys.readouterr().err == "tts-agent: the model's name '' is empty; pass a Hugging Face model folder\n"
+    assert main(["doctor", "."]) == 0
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [

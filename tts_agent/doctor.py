@@ -92,8 +92,12 @@ class Diagnosis:
 
 
 async def diagnose(folder: str | Path) -> Diagnosis:
-    """Load the model in `folder`, read its template, and serve two requests."""
+    """Load the model in `folder`, read its template, and serve two requests. Raises `ConfigError` for an empty name."""
+    if not str(folder):
+        raise ConfigError("the model's name '' is empty; pass a Hugging Face model folder")
     path = Path(folder)
+    if path.exists() and not path.is_dir():
+        return Diagnosis(str(folder), "a model is a folder, and this is none; pass the folder that the file lies in")
     try:
         engine = EmbeddedEngine(path)
     except ModelError as error:

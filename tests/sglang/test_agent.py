@@ -76,6 +76,6 @@ async def test_an_assistants_tool_calls_have_the_form_they_must_have(qwen: Serve
 
 
 def test_the_example_runs(pocket: Server) -> None:
-    command = [sys.executable, "examples/sglang.py", "--engine", f"sglang://127.0.0.1:{pocket.port}"]
+    command = [sys.executable, "examples/on_sglang.py", "--engine", f"sglang://127.0.0.1:{pocket.port}"]
     said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "SGLang 0.5.23" in said and "solved (stop: solved)" in said

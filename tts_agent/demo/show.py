@@ -33,7 +33,8 @@ def run(
 ) -> dict[str, Any]:
     """Show the demonstration and return its numbers as plain JSON.
 
-    `puzzles` is the number for each contest; by default each has its own. The agent's searches are recorded in `out`,
+    `puzzles` is the number for each contest; by default each has its own, and where there are fewer it is said and
+    all of them are played. The agent's searches are recorded in `out`,
     which is replaced if it is a trace. Raises `ConfigError` for a bad number, `ModelError` for a bad model.
     """
     opened = (lambda: load_engine(engine)) if isinstance(engine, str) else engine
@@ -45,10 +46,12 @@ class _Show:
         self, open_engine: Callable[[], Engine], puzzles: int | None, seed: int, out: Path, console: Console
     ) -> None:
         self._open, self._seed, self._out, self._console = open_engine, seed, out, console
+        self._asked = puzzles
         self._puzzles = {one.name: contest.choose(one, puzzles, seed) for one in CONTESTS}
 
     async def run(self) -> dict[str, Any]:
         begun = time.monotonic()
+        self._fewer()
         played = await self._agent(CONTESTS[0], self._puzzles[CONTESTS[0].name][0])
         self._tree()
         results = [await self._contest(one) for one in CONTESTS]
@@ -62,6 +65,12 @@ class _Show:
             "contests": {result.contest.name: result.to_json() for result in results},
             "seconds": seconds,
         }
+
+    def _fewer(self) -> None:
+        """Say where there are fewer puzzles than were asked for."""
+        for one in CONTESTS:
+            if self._asked is not None and (there := len(self._puzzles[one.name])) < self._asked:
+                self._say(f"{one.title}: {self._asked:,} puzzles were asked for, and there are {there:,}.")
 
     # --- the agent
 

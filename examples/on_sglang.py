@@ -1,7 +1,7 @@
 """A tree search on an SGLang server.
 
 python -m sglang.launch_server --model-path tts_agent/pocket/model --port 30000 --enable-custom-logit-processor
-python examples/sglang.py 8 5 3 1 --target 24 --engine sglang://127.0.0.1:30000
+python examples/on_sglang.py 8 5 3 1 --target 24 --engine sglang://127.0.0.1:30000
 
 The engine in this process takes the server's place by default.
 """
