@@ -1,5 +1,7 @@
 """Budgets refuse nonsense; the ledger reserves, charges, releases, and trims requests to what fits."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +34,29 @@ def test_overrides_are_partial_and_unknown_names_raise() -> None:
     assert budget.override({"calls": 7}) == Budget(calls=7, seconds=2.0)
     with pytest.raises(BudgetError, match=r"unknown budget fields \['token'\]; known: calls, generated_tokens"):
         budget.override({"token": 7})
+
+
+def test_names_of_any_kind_are_told() -> None:
+    budget = Budget(calls=5)
+    with pytest.raises(BudgetError, match=r"unknown budget fields \[1, None, 'token'\]; known: calls"):
+        budget.override({"token": 7, 1: 2, None: 3})  # type: ignore[dict-item]
+    with pytest.raises(BudgetError, match=r"\[1, 'commit_tokens'\] are no limits that can be raised; known: calls"):
+        budget.raised({"commit_tokens": 7, 1: 2})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"budget": 5}, r"budget 5 of scope 'run' is no Budget; pass Budget\(calls="),
+        ({"budget": 0}, "budget 0 of scope 'run' is no Budget"),
+        ({"budget": {}}, r"budget \{\} of scope 'run' is no Budget"),
+        ({"parent": Budget(calls=5)}, r"ledger Budget\(calls=5, .* around scope 'run' is no Ledger; pass Ledger"),
+        ({"prices": 3}, "prices 3 of scope 'run' are no Prices; pass Prices"),
+    ],
+)
+def test_a_ledger_of_something_else_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(BudgetError, match=message):
+        Ledger(**given)
 
 
 def test_dollars_need_prices() -> None:

@@ -102,7 +102,7 @@ class Budget:
     def override(self, changes: Mapping[str, Any]) -> "Budget":
         """This budget with some limits replaced; unknown names raise."""
         known = [field.name for field in fields(self)]
-        if unknown := sorted(set(changes) - set(known)):
+        if unknown := sorted(set(changes) - set(known), key=str):
             raise BudgetError(f"unknown budget fields {unknown!r}; known: {', '.join(known)}")
         return replace(self, **changes)
 
@@ -112,7 +112,7 @@ class Budget:
         Raises `BudgetError` for names that are no limits, and for amounts that are not positive.
         """
         known = [field.name for field in fields(self) if field.name != "commit_tokens"]
-        if unknown := sorted(set(more) - set(known)):
+        if unknown := sorted(set(more) - set(known), key=str):
             raise BudgetError(f"{unknown!r} are no limits that can be raised; known: {', '.join(known)}")
         if unset := [name for name, amount in more.items() if amount is None]:
             raise BudgetError(f"limits {unset!r} cannot be raised by None; say by how much")
@@ -136,6 +136,8 @@ class Ledger:
     Work is reserved at its worst case before it starts, charged as its parts arrive, and the rest is released. What
     is charged and reserved together never passes a limit of the scope or of any scope around it. All methods are
     synchronous and take one lock per tree of scopes, so tasks, threads and event loops may share a ledger.
+
+    Raises `BudgetError` for a `budget`, a `parent` or `prices` that are none, and for dollars without prices.
     """
 
     def __init__(
@@ -146,10 +148,16 @@ class Ledger:
         parent: "Ledger | None" = None,
         prices: Prices | None = None,
     ) -> None:
-        self.budget = budget or _UNLIMITED
+        if not isinstance(budget, Budget | None):
+            raise BudgetError(f"budget {budget!r} of scope {name!r} is no Budget; pass Budget(calls=...)")
+        if not isinstance(parent, Ledger | None):
+            raise BudgetError(f"ledger {parent!r} around scope {name!r} is no Ledger; pass Ledger(Budget(...))")
+        if not isinstance(prices, Prices | None):
+            raise BudgetError(f"prices {prices!r} of scope {name!r} are no Prices; pass Prices(prompt, generated)")
+        self.budget = _UNLIMITED if budget is None else budget
         self.name = name
         self.parent = parent
-        self.prices: Prices | None = prices or (parent.prices if parent else None)
+        self.prices: Prices | None = parent.prices if prices is None and parent is not None else prices
         if self.budget.dollars is not None and self.prices is None:
             raise BudgetError(f"budget dollars={self.budget.dollars!r} of scope {name!r} needs prices=Prices(...)")
         self.seconds = 0.0
@@ -340,8 +348,12 @@ class Ledger:
         """Let time pass in this scope and those around it. Scopes that run side by side both count their own time."""
         with self._lock:
             for scope in self._chain:
-                scope.seconds += seconds
-                scope._spent[SECONDS] += seconds
+                scope._pass(seconds)
+
+    def _pass(self, seconds: float) -> None:
+        """Count seconds in this scope alone."""
+        self.seconds += seconds
+        self._spent[SECONDS] += seconds
 
     def snapshot(self) -> dict[str, Any]:
         """The whole account as plain JSON; equal snapshots are equal ledgers."""

@@ -6,7 +6,8 @@ reads no clock.
 
 The order of a log: `Opened`, the reservation of the commit, the `Carried` thoughts of an earlier step, `Granted`;
 then for each expansion `Planned`, `Reserved`, one `Sampled` per completion with `Merged`, `Pruned` or `Judged`
-after it, and `Settled`, `Cancelled` or `Lost` at its end; `Chosen` last. Every durable chunk ends with `Granted`.
+after it, and `Settled`, `Cancelled` or `Lost` at its end (`Reissued` and `Reserved` before it, where an outage took a
+part of it); `Chosen` last. Every durable chunk ends with `Granted`.
 `Deepened` may come anywhere; after `Chosen` it opens the search again, which then ends with another `Chosen`, and
 where a reviewer decides, their `Chosen` follows the strategy's: the last one counts.
 """
@@ -168,6 +169,21 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Reissued:
+    """An outage broke an expansion off, whose rest is issued again under its ids.
+
+    `usage` is what the engine confirmed that the rest had used, `lost` what may have been computed, at its worst case.
+    The reservation is closed by it; another `Reserved` follows when the work is issued, if it can be paid once more.
+    """
+
+    kind: ClassVar[str] = "reissued"
+    reservation: int
+    usage: Usage = ZERO
+    lost: Amounts = NOTHING
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Clock:
     """Seconds the search has run, all processes together."""
 
@@ -211,6 +227,7 @@ Event = (
     | Settled
     | Cancelled
     | Lost
+    | Reissued
     | Clock
     | Deepened
     | Chosen

@@ -31,10 +31,11 @@ from tts_agent import (
 )
 from tts_agent.engines import Fault
 from tts_agent.errors import ConfigError, EngineUnavailable, PromptError
-from tts_agent.events import Cancelled, Carried, Chosen, Lost, Merged, Planned, Sampled, log_to_json
+from tts_agent.events import Cancelled, Carried, Chosen, Event, Merged, Planned, Reissued, Sampled, log_to_json
 from tts_agent.search import make_strategy
 from tts_agent.search.dice import thought_seed
 from tts_agent.search.driver import Search
+from tts_agent.search.state import SearchState
 from tts_agent.thought import ROOT
 from tts_agent.tree import Branch
 from tts_agent.usage import ZERO
@@ -187,16 +188,67 @@ async def test_a_solution_stops_the_search_at_once_and_aborts_what_runs() -> Non
     assert outcome.usage.generated == engine.served.generated
 
 
-async def test_lost_responses_are_charged_whole_and_three_in_a_row_are_an_outage() -> None:
+async def test_lost_responses_are_charged_whole_and_issued_again() -> None:
     engine = make_engine(faults={0: Fault("lost", after=1)})
     outcome = await search(engine, make_task(engine), strategy=Beam(k=4, keep=2))
-    (lost,) = [event for event in outcome.log if isinstance(event, Lost)]
-    arrived = [thought for thought in outcome.tree.thoughts.values() if thought.expansion == 0]
-    assert len(arrived) == 1
-    assert lost.amounts.generated_tokens == 4 * 6 - arrived[0].usage.generated == outcome.lost["generated_tokens"]
-    down = make_engine(faults={number: Fault("refused") for number in range(50)})
-    with pytest.raises(EngineUnavailable, match="lost 3 requests in a row, the last with: scripted"):
-        await search(down, make_task(down), strategy=BestFirst(k=2), budget=Budget(calls=50))
+    (lost,) = [event for event in outcome.log if isinstance(event, Reissued)]
+    place = outcome.log.index(lost)
+    (arrived,) = [event.thought for event in outcome.log[:place] if isinstance(event, Sampled)]
+    assert arrived.id == 1 and lost.lost.generated_tokens == 3 * 6 == outcome.lost["generated_tokens"]
+    whole = await search(make_engine(), make_task(engine), strategy=Beam(k=4, keep=2))
+    assert {number: thought.text for number, thought in outcome.tree.thoughts.items()} == {
+        number: thought.text for number, thought in whole.tree.thoughts.items()
+    }
+    assert (
+        SearchState(Beam(k=4, keep=2), Ledger(), judged=False, events=outcome.log).ledger.lost.to_json() == outcome.lost
+    )
+
+
+STRATEGIES: tuple[Any, ...] = (BestFirst(k=2), Beam(k=3, keep=2), BestOfN(n=4), BestOfN(n=4, unit="thought"), Greedy())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("after", [0, 1, 2, 5])
+async def test_an_engine_that_stays_away_is_an_outage_whatever_searches(strategy: Any, after: int) -> None:
+    well, down = make_engine(), make_engine(faults={number: Fault("refused") for number in range(after, 50)})
+    task = make_task(down, solvable=False)
+    await search(well, task, strategy=strategy, budget=Budget(calls=40), seed=2)
+    if len(well.requests) > after:
+        with pytest.raises(EngineUnavailable, match="lost . requests in a row|held back for the decision"):
+            await search(down, task, strategy=strategy, budget=Budget(calls=40), seed=2)
+
+
+async def test_what_an_outage_took_is_not_issued_again_where_it_cannot_be_paid() -> None:
+    engine = make_engine(faults={0: Fault("lost")})
+    budget = Budget(generated_tokens=4 * 6 + 6)
+    outcome = await search(engine, make_task(engine), strategy=Beam(k=4, keep=2), budget=budget)
+    assert outcome.stop == StopReason.BUDGET and outcome.lost["generated_tokens"] == 24
+    assert engine.served.generated <= 24 + outcome.usage.generated
+
+
+async def test_an_outage_of_the_commit_is_raised_and_the_commit_sampled_later() -> None:
+    said: list[str] = []
+
+    def script(prefix: str, seed: int) -> str:
+        said.append("x\n" if not said else "a\n")
+        return said[-1]
+
+    log: list[Event] = []
+
+    class Kept:
+        async def append(self, chunk: Sequence[Event]) -> None:
+            log.extend(chunk)
+
+    down = ScriptedEngine(script, faults={1: Fault("refused")})
+    task = Task(
+        root=Prefix(down.encode("root\n")),
+        thought=Sampling(max_tokens=6, stop_ids=(NEWLINE,)),
+        read=lambda parent, text: Reading("invalid" if text.startswith("x") else "complete"),
+    )
+    with pytest.raises(EngineUnavailable, match="held back for the decision: scripted"):
+        await search(down, task, strategy=Greedy(), journal=Kept())
+    outcome = await search(ScriptedEngine(script), task, strategy=Greedy(), log=log)
+    assert outcome.stop == StopReason.EXHAUSTED and outcome.decision is not None and outcome.decision.text == "a\n"
 
 
 async def test_cancelling_from_outside_gives_the_best_so_far() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tts_agent.engines.base import Engine
-from tts_agent.events import Event, Planned
+from tts_agent.events import Event, Planned, Reissued
 from tts_agent.nodes.audience import Audience
 from tts_agent.nodes.progress import Narrator
 from tts_agent.nodes.runs import Runs
@@ -105,8 +105,13 @@ class ObservedSearch(Search):
                 self._narrator.hear(event)
 
     def _expect(self, event: Event) -> None:
-        if isinstance(event, Planned):
-            self._watched.plan(event, self._seed)
+        match event:
+            case Planned():
+                self._watched.plan(event, self._seed)
+            case Reissued(reservation):
+                for entry in self.state.pending.values():
+                    if entry.planned.reservation == reservation:
+                        self._watched.plan(entry.planned, self._seed)
 
     def _heard_tokens(self, branch: int, parent: int, text: str) -> None:
         if self._narrator is not None:

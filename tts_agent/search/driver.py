@@ -35,6 +35,7 @@ from tts_agent.events import (
     Opened,
     Planned,
     Pruned,
+    Reissued,
     Reserved,
     Sampled,
     Settled,
@@ -116,11 +117,14 @@ class Search:
         self._effective: tuple[int | None, ...] | None = None
         self._need: Amounts | None = None  # the request that waits for a grant
         self._losses = 0
+        self._resumes = False  # what is aborted is to be issued again
         self._flush_now = False
         self._waiting = False
         self._aborting: asyncio.Future[None] | None = None
         self._fresh_taken = False
         self._to_reissue: list[Pending] = []
+        self._unpaid: str | None = None  # the unit that refused what was to be issued again
+        self._to_ask: list[Pending] = []  # of which a kill took verdicts
         self._virtual = 0.0
         self.state = SearchState(strategy, self.ledger, judged=verifier is not None)
         try:
@@ -236,28 +240,14 @@ class Search:
         if any(step.status == "solved" for step in self.state.tree.thoughts.values()):
             self._stop = (StopReason.SOLVED, None)
         if not killed:
-            self._recall_losses()
             return
         self._write_off()
         refused = self._hold_commit()
         if refused and self._planned_commit() is not None:
             self._emit(Cancelled(COMMIT))
-        self._to_reissue = [entry for entry in self.state.pending.values() if not entry.planned.commit]
-        if self._grant is not None:
-            # Only under a grant that is durable: a second kill would otherwise hide what is issued again.
-            bounds = [Amounts.of(self.ledger.priced(self._pending_bound(entry))) for entry in self._to_reissue]
-            self._need = reduce(Amounts.plus, bounds, NOTHING)
-            self._wait_for_grant()
-
-    def _recall_losses(self) -> None:
-        """Know of the outages of earlier stages: between stages nothing is under way, so what is missing was lost."""
-        broken = EngineUnavailable(f"engine {self.engine.name!r} broke off in an earlier stage")
-        self._failed = {number: broken for number, entry in self.state.pending.items() if entry.missing}
-        for event in self.log:
-            if isinstance(event, Sampled):
-                self._losses = 0
-            elif isinstance(event, Lost):
-                self._losses += event.reservation not in (None, COMMIT)
+        entries = [entry for entry in self.state.pending.values() if not entry.planned.commit]
+        self._to_ask = [entry for entry in entries if entry.unjudged]
+        self._issue_again(entries)
 
     def _write_off(self) -> None:
         """Charge all that the killed process may have spent: its last ceiling, less what durable events account for."""
@@ -286,17 +276,41 @@ class Search:
         size = len(self._prompt(planned.request))
         return self._bound(size, missing, planned.max_tokens, questions=missing + len(entry.unjudged))
 
+    def _issue_again(self, entries: list[Pending]) -> None:
+        """Have the rest of `entries`, for which nothing is reserved now, issued when the loop goes on."""
+        self._to_reissue = entries
+        if self._grant is not None:
+            # Only under a grant that is durable: a second kill would otherwise hide what is issued again.
+            bounds = [Amounts.of(self.ledger.priced(self._pending_bound(entry))) for entry in entries]
+            self._need = reduce(Amounts.plus, bounds, NOTHING)
+            self._wait_for_grant()
+
+    def _retry(self) -> None:
+        """Issue again what an outage took."""
+        failed = [(self.state.pending[expansion], error) for expansion, error in self._failed.items()]
+        self._failed.clear()
+        for entry, error in failed:
+            self._emit(Reissued(entry.planned.reservation, lost=self._broken_off(entry), reason=str(error)))
+        self._issue_again([entry for entry, _ in failed])
+
+    def _broken_off(self, entry: Pending) -> Amounts:
+        """The most that the missing samples of an expansion may have used; they are charged as if they had."""
+        planned = entry.planned
+        size, held = len(self._prompt(planned.request)), self.ledger.reservations[planned.reservation]
+        bound = sample_bound(self._capabilities, size, len(entry.missing), planned.max_tokens)
+        return Amounts(*map(min, held, Amounts.of(self.ledger.priced(bound))))
+
     def _reissue(self, entry: Pending) -> None:
         planned, missing = entry.planned, entry.missing
         bound = self._pending_bound(entry)
         with self.ledger.held():
-            if self._stop or self.ledger.refuses(bound):
+            unit = self.ledger.refuses(bound)
+            if self._stop or unit:
+                self._unpaid = self._unpaid or unit
                 self._emit(Cancelled(planned.reservation))
                 return
             self._emit(Reserved(planned.reservation, bound))
         self._launch(planned, self._prompt(planned.request), missing)
-        if entry.unjudged:
-            self._verify(sorted(entry.unjudged))
 
     # --- the loop
 
@@ -381,7 +395,7 @@ class Search:
 
     def _reopen(self) -> None:
         """Go on after the end."""
-        self.done, self._stop, self._reason, self._need = False, None, "", None
+        self.done, self._stop, self._reason, self._need, self._unpaid = False, None, "", None, None
         self._begun = time.monotonic() - self.state.seconds  # nobody counts the time between
         self._effective = self.state.ceiling
         if not self._decides(self.strategy.choose(self.state.strategy_state)):
@@ -400,11 +414,10 @@ class Search:
         self._fresh_taken = True
         self._loop = asyncio.get_running_loop()
         self._obey()
-        while self._to_reissue and not self._waiting:
-            self._reissue(self._to_reissue.pop(0))
         flush_at = time.monotonic() + max_seconds
         while not self.done and not self._flush_now:
             self._obey()
+            self._recover()
             if self._stop is None:
                 self._plan()
             if self._stop is not None:
@@ -421,6 +434,20 @@ class Search:
         fresh, self._fresh = self._fresh, []
         self.whole = len(self.log)
         return fresh
+
+    def _recover(self) -> None:
+        """Issue again what a kill or an outage took, an outage when nothing else is under way."""
+        if self._failed and not self._inbox and self._stop is None and not self._out_of_time():
+            self._retry()
+        if self._waiting:
+            return
+        for entry in self._to_reissue:
+            self._reissue(entry)
+        self._to_reissue = []
+        for entry in self._to_ask:
+            if entry.planned.expansion in self.state.pending:  # else there was no room to go on with it
+                self._verify(sorted(entry.unjudged))
+        self._to_ask = []
 
     def _tick(self) -> None:
         now = self._virtual if self._capabilities.virtual_time else time.monotonic() - self._begun
@@ -441,8 +468,8 @@ class Search:
     def _plan(self, *, finish: bool = True) -> None:
         """Ask the strategy until it wants nothing more or nothing is admitted; stop if nothing is under way then."""
         limit: str | None = None
-        # Behind a barrier nothing is sampled beside questions: a round ends before the next is proposed.
-        planned = not self._out_of_time() and not (self._barrier and self._questions)
+        # Behind a barrier nothing is planned beside what is under way: a round ends before the next is proposed.
+        planned = not self._out_of_time() and not (self._barrier and self._inbox)
         while planned and self._stop is None and self._need is None:
             planned = False
             rng = dice(self._seed, self.state.next_expansion)
@@ -469,6 +496,7 @@ class Search:
 
     def _stop_idle(self, limit: str | None) -> None:
         """Stop a search with nothing under way: `limit` refused what was proposed, or nothing was."""
+        limit = limit or self._unpaid
         self._stop = (StopReason.CONVERGED if limit is None else StopReason.BUDGET, limit)
 
     @property
@@ -653,26 +681,22 @@ class Search:
         self._streams.pop(expansion, None)
         if error is not None:
             self._failed[expansion] = error
+            self._losses += 1
 
     def _settle_idle(self) -> None:
-        """Settle the expansions that have all they will get, samples and verdicts."""
+        """Settle the expansions that have all they will get, samples and verdicts. Raises a lasting outage."""
         for expansion, entry in list(self.state.pending.items()):
-            if expansion in self._streams or entry.unjudged:
-                continue
-            if expansion in self._failed:
-                self._lost(entry, self._failed.pop(expansion))
-            elif not entry.missing:
+            if expansion not in self._streams and not entry.unjudged and not entry.missing:
+                self._failed.pop(expansion, None)
                 self._emit(Settled(entry.planned.reservation))
+        if self._losses >= LOSSES_IN_A_ROW and self._failed:
+            error = list(self._failed.values())[-1]
+            raise self._outage(f"{self._losses} requests in a row, the last with: {error}") from error
 
-    def _lost(self, entry: Pending, error: EngineUnavailable) -> None:
-        # NOTE: what arrived before the outage is charged and stays; the rest may have been computed, so all of it is.
-        reservation = entry.planned.reservation
-        self._emit(Lost(reservation, self.ledger.reservations[reservation], str(error)))
-        self._losses += 1
-        if self._losses >= LOSSES_IN_A_ROW:
-            raise EngineUnavailable(
-                f"engine {self.engine.name!r} lost {self._losses} requests in a row, the last with: {error}"
-            ) from error
+    def _outage(self, what: str) -> EngineUnavailable:
+        """The error of a search that gives up: what is under way is left to whoever resumes it."""
+        self._resumes = True
+        return EngineUnavailable(f"engine {self.engine.name!r} lost {what}")
 
     # --- questions
 
@@ -680,10 +704,11 @@ class Search:
         """Thoughts whose verdict can be asked for now, by the verifier's scope."""
         assert self.verifier is not None
         scope = self.verifier.scope
-        if scope == "thought" or (scope == "tree" and self._streams):
+        running = self._streams.keys() | self._failed.keys()  # what failed is issued again
+        if scope == "thought" or (scope == "tree" and running):
             return fresh if scope == "thought" else []
         asked = {number for thoughts in self._questions.values() for number in thoughts}
-        ended = (entry for key, entry in self.state.pending.items() if key not in self._streams)
+        ended = (entry for key, entry in self.state.pending.items() if key not in running)
         return sorted(number for entry in ended for number in entry.unjudged - asked)
 
     def _verify(self, thoughts: list[int]) -> None:
@@ -726,6 +751,9 @@ class Search:
         if self._stop is None:
             self._plan(finish=False)
         await self._drain(judge=False)
+        while self._failed and self._stop is None and not self._out_of_time():
+            self._recover()
+            await self._drain(judge=False)
         return self._take_fresh()
 
     async def verify(self) -> list[Event]:
@@ -806,15 +834,16 @@ class Search:
         self._emit(Planned(self.state.next_expansion, first, self.task.commit, tokens, self._virtual, commit=True))
 
     async def _commit(self, entry: Pending) -> int | None:
-        """Sample the one greedy completion that was held back for the decision."""
+        """Sample the one greedy completion that was held back for the decision. Raises an outage."""
         self._launch(entry.planned, self.task.root, entry.missing)
         while self._inbox:
-            for _, item in (await self._inbox.batch(None)).arrivals:
+            for job, item in (await self._inbox.batch(None)).arrivals:
                 if isinstance(item, Completion):
                     self._sampled(entry, item)
-                elif isinstance(item, End) and item.error is not None:
-                    self._emit(Cancelled(COMMIT, lost=self.ledger.reservations[COMMIT]))
-        self._streams.clear()
+                elif isinstance(item, End):
+                    self._ended(job.number, item.error)
+        if error := self._failed.get(entry.planned.expansion):
+            raise self._outage(f"the completion that was held back for the decision: {error}") from error
         number = entry.planned.first
         thought = self.state.tree.thoughts.get(number)
         return number if thought is not None and thought.status not in ("invalid", "dead") else None
@@ -850,13 +879,19 @@ class Search:
         used = await asyncio.gather(*(stream.abort() for stream in streams.values()))
         aborted = dict(zip(streams, used, strict=True))
         for expansion, entry in pending.items():
+            error = self._failed.get(expansion)
             usage = await self._aborted(expansion, entry, aborted)
             reservation = entry.planned.reservation
+            unfinished = bool(entry.missing or entry.unjudged)
             if usage is None:
                 held = self.ledger.reservations[reservation]
-                self._emit(Lost(reservation, held, "no answer, and no confirmed abort"))
-            elif entry.missing or entry.unjudged:
-                self._emit(Cancelled(reservation, self.ledger.priced(usage), self._question_loss(entry, asked)))
+                why = str(error) if error else "no answer, and no confirmed abort"
+                again = Reissued(reservation, lost=self._broken_off(entry), reason=why)
+                self._emit(again if self._resumes and unfinished else Lost(reservation, held, why))
+            elif unfinished:
+                known = self.ledger.priced(usage), self._question_loss(entry, asked)
+                again = Reissued(reservation, *known, "the engine gave up")
+                self._emit(again if self._resumes else Cancelled(reservation, *known))
             else:
                 self._emit(Settled(reservation))
 

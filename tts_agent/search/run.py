@@ -1,8 +1,8 @@
 """`search()`: one search from beginning to end, without any workflow around it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Any, Protocol
+from dataclasses import fields, is_dataclass
+from typing import Any, Protocol, get_args
 
 from tts_agent.budget import Budget, Ledger
 from tts_agent.engines.base import Engine
@@ -17,7 +17,7 @@ from tts_agent.search.driver import FLUSH_EVENTS, FLUSH_SECONDS, Search
 from tts_agent.search.greedy import Greedy
 from tts_agent.task import Task
 from tts_agent.usage import Prices
-from tts_agent.verifiers.base import Verifier
+from tts_agent.verifiers.base import Scope, Verifier
 
 STRATEGIES: dict[str, type[Any]] = {kind.name: kind for kind in (BestFirst, Beam, BestOfN, Greedy)}
 """Strategies by name."""
@@ -35,10 +35,19 @@ class Journal(Protocol):
 
 
 def make_strategy(strategy: str | Strategy[Any], **options: Any) -> Strategy[Any]:
-    """A strategy by name with its options. `ConfigError` for unknown names and options lists the known ones."""
+    """A strategy by name with its options; one that is an object already is returned as it is.
+
+    Raises `ConfigError` for what is neither; for unknown names and options it lists the known ones.
+    """
     if isinstance(strategy, type):
         raise ConfigError(f"strategy {strategy.__name__} is a class; pass an instance, {strategy.__name__}(...)")
     if not isinstance(strategy, str):
+        lacks = _lacks(strategy, "name", "unit", "bounded", "start", "update", "propose", "choose")
+        if lacks or not is_dataclass(strategy):
+            raise ConfigError(
+                f"strategy {strategy!r} is neither a name ({', '.join(sorted(STRATEGIES))}) nor a Strategy: "
+                + (f"it has no {', '.join(lacks)}" if lacks else "its settings are to be the fields of a dataclass")
+            )
         if options:
             raise ConfigError(f"options {sorted(options)!r} have no effect on a finished strategy; set them on it")
         return strategy
@@ -49,6 +58,24 @@ def make_strategy(strategy: str | Strategy[Any], **options: Any) -> Strategy[Any
     if unknown := sorted(set(options) - set(known)):
         raise ConfigError(f"unknown options {unknown!r} of strategy {strategy!r}; known: {', '.join(known)}")
     return kind(**options)  # type: ignore[no-any-return]
+
+
+def check_settings(verifier: Verifier | None, seed: int) -> None:
+    """Raise `ConfigError` for a verifier or a seed that a search could not use."""
+    if isinstance(verifier, type):
+        raise ConfigError(f"verifier {verifier.__name__} is a class; pass an instance, {verifier.__name__}(...)")
+    if verifier is not None and (lacks := _lacks(verifier, "name", "scope", "bound", "__call__")):
+        raise ConfigError(
+            f"verifier {verifier!r} is no Verifier: it has no {', '.join(lacks)}; CheckVerifier makes one of a function"
+        )
+    if verifier is not None and verifier.scope not in get_args(Scope):
+        raise ConfigError(f"scope {verifier.scope!r} of verifier {verifier.name!r} is none of {get_args(Scope)!r}")
+    if not isinstance(seed, int):
+        raise ConfigError(f"seed={seed!r} must be a whole number")
+
+
+def _lacks(given: object, *members: str) -> list[str]:
+    return [member for member in members if not hasattr(given, member)]
 
 
 async def search(
@@ -81,6 +108,7 @@ async def search(
     Running out of budget is a result (`Outcome.stop`), not an error. Raises `ConfigError` for bad settings,
     `BudgetError` for a budget that cannot pay for the prompt and one decision, `EngineUnavailable` on an outage.
     """
+    check_settings(verifier, seed)
     scope = Ledger(budget, name=name, parent=ledger, prices=prices)
     run = Search(
         engine,

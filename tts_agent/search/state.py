@@ -18,6 +18,7 @@ from tts_agent.events import (
     Opened,
     Planned,
     Pruned,
+    Reissued,
     Reserved,
     Sampled,
     Settled,
@@ -127,6 +128,12 @@ class SearchState:
             self.ledger.lose(event.reservation, event.amounts)
             self.ledger.release(event.reservation)
 
+    def _reissue(self, event: Reissued) -> None:
+        if event.reservation in self.ledger.reservations:  # else it was broken off before it could be issued
+            self.ledger.charge(event.reservation, event.usage)
+            self.ledger.lose(event.reservation, event.lost)
+            self.ledger.release(event.reservation)
+
     def _close(self, reservation: int) -> None:
         for expansion in [key for key, entry in self.pending.items() if entry.planned.reservation == reservation]:
             del self.pending[expansion]
@@ -155,6 +162,7 @@ _ACCOUNTS: dict[type[Any], Callable[[SearchState, Any], None]] = {
     Settled: SearchState._settle,
     Cancelled: SearchState._cancel,
     Lost: SearchState._lose,
+    Reissued: SearchState._reissue,
     Granted: SearchState._grant,
     Clock: SearchState._elapse,
     Deepened: SearchState._deepen,

@@ -6,7 +6,7 @@ from html import escape
 from importlib.resources import files
 from math import sqrt
 
-from tts_agent.events import Cancelled, Carried, Chosen, Clock, Event, Judged, Lost, Opened, Sampled
+from tts_agent.events import Cancelled, Carried, Chosen, Clock, Event, Judged, Lost, Opened, Reissued, Sampled
 from tts_agent.search.base import rank
 from tts_agent.thought import ROOT, Thought, Unverified, Verdict
 from tts_agent.trace.recorder import Log
@@ -195,7 +195,7 @@ def _computed_by_use(one: _Shown) -> Mapping[str, int]:
                 parts["chosen path" if thought.id in one.chosen else other] += thought.usage.computed
             case Judged(_, verdict):
                 parts["verdicts"] += verdict.usage.computed
-            case Cancelled():
+            case Cancelled() | Reissued():
                 parts["given up"] += event.usage.computed
                 parts["lost"] += event.lost.computed_tokens
             case Lost():

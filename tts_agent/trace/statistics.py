@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from tts_agent.budget import NOTHING
-from tts_agent.events import Cancelled, Carried, Clock, Event, Judged, Lost, Planned, Sampled, Settled
+from tts_agent.events import Cancelled, Carried, Clock, Event, Judged, Lost, Planned, Reissued, Sampled, Settled
 from tts_agent.thought import ROOT, Verdict
 from tts_agent.tree import ThoughtTree
 from tts_agent.usage import ZERO, Usage
@@ -142,6 +142,9 @@ class _Account:
                 self.lost = self.lost.plus(amounts)
                 if reservation is not None:
                     self.under_way.pop(reservation, None)
+            case Reissued():
+                self.usage += event.usage
+                self.lost = self.lost.plus(event.lost)
             case Clock(seconds):
                 self.seconds = seconds
             case _:
