@@ -5,9 +5,10 @@ import operator
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import Send
+from langgraph.types import Command, Send, interrupt
 
 from tests.nodes.world import GrammarDialect, make_engine
 from tests.scripts import make_verifier
@@ -15,6 +16,7 @@ from tts_agent import BestFirst, Budget, ScriptedEngine
 from tts_agent.engines import Fault
 from tts_agent.errors import ConfigError, EngineUnavailable
 from tts_agent.nodes import PlanState, SharedBudget, make_plan_node
+from tts_agent.nodes import shared as shared_module
 
 GO: Any = {"messages": [("user", "go")]}  # another message each time
 THREAD: Any = {"configurable": {"thread_id": "1"}}
@@ -124,7 +126,7 @@ def test_a_budget_of_a_thread_spans_runs_and_processes(fresh: bool) -> None:
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_step_that_fails_and_is_resumed_is_paid_once(fresh: bool) -> None:
-    outage = {place: Fault("refused") for place in range(10, 16)}
+    outage = {place: Fault("refused") for place in range(10, 18)}
     engine, saver = make_engine(faults=outage), InMemorySaver()
 
     def make() -> Any:
@@ -142,6 +144,149 @@ def test_a_step_that_fails_and_is_resumed_is_paid_once(fresh: bool) -> None:
     # Refused requests are charged in full as lost, and nothing that was answered is paid twice.
     assert entry["usage"]["calls"] == served(engine)
     assert entry["usage"]["generated"] == engine.served.generated
+
+
+def asking(engine: ScriptedEngine, shared: SharedBudget, branch: str, *, first: bool) -> Any:
+    """A graph with a node before, a branch with messages of its own, a human who is asked, and a node after that."""
+    other = node(engine, shared, "branch")
+
+    def subtask(state: Any, number: int) -> Any:
+        ids = {"id": "mine"} if branch == "with an id" else {}
+        return {"messages": [HumanMessage(f"subtask {number}", **ids)], "tts_budgets": state.get("tts_budgets") or {}}
+
+    def call(state: Any) -> Any:
+        return {"tts_budgets": other.invoke(subtask(state, 0))["tts_budgets"]}
+
+    def work(state: Any) -> Any:
+        inner = StateGraph(PlanState)
+        inner.add_node("plan", other)
+        inner.add_edge(START, "plan")
+        return {"tts_budgets": inner.compile().invoke(subtask(state, 0))["tts_budgets"]}
+
+    def ask(state: Any) -> Any:
+        interrupt("go on?")
+        return {}
+
+    graph = StateGraph(PlanState)
+    graph.add_node("before", (lambda state: {}) if first else node(engine, shared, "before"))
+    graph.add_node("branch", {"sends": other, "with a graph": work}.get(branch, call))
+    graph.add_node("ask", ask)
+    graph.add_node("between", lambda state: {})
+    graph.add_node("after", node(engine, shared, "after"))
+    graph.add_edge(START, "before")
+    if branch == "sends":
+        graph.add_conditional_edges("before", lambda s: [Send("branch", subtask(s, n)) for n in range(2)], ["branch"])
+    else:
+        graph.add_edge("before", "branch")
+    for before, after in (("branch", "ask"), ("ask", "between"), ("between", "after"), ("after", END)):
+        graph.add_edge(before, after)
+    return graph
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    ("branch", "first"),
+    [
+        ("sends", False),
+        ("sends", True),
+        ("calls", False),
+        ("calls", True),
+        ("with an id", False),
+        ("with an id", True),
+        ("with a graph", False),
+    ],
+)
+def test_messages_of_a_branch_do_not_end_a_run_that_a_human_interrupts(branch: str, first: bool, fresh: bool) -> None:
+    engine, saver = make_engine(), InMemorySaver()
+
+    def make() -> Any:
+        return asking(engine, SharedBudget(Budget(calls=LIMIT)), branch, first=first).compile(checkpointer=saver)
+
+    agent = make()
+    for _ in range(2):
+        before = served(engine)
+        assert "__interrupt__" in agent.invoke(GO, THREAD)
+        agent = make() if fresh else agent
+        result = agent.invoke(Command(resume="yes"), THREAD)
+        assert "__interrupt__" not in result
+        assert spent(result) == served(engine) - before <= LIMIT
+
+
+class TestTwoBudgetsOfOneName:
+    def test_in_one_state_they_are_refused(self) -> None:
+        engine = make_engine()
+        plans = [node(engine, SharedBudget(Budget(calls=5)), name) for name in ("p", "q")]
+        with pytest.raises(ConfigError, match="two budgets named 'run'.*name="):
+            chain(*plans).compile().invoke(GO)
+
+    def test_side_by_side_they_are_refused_when_one_meets_what_the_other_wrote(self) -> None:
+        engine = make_engine()
+        left, right = (node(engine, SharedBudget(Budget(calls=9)), name) for name in ("left", "right"))
+        graph = StateGraph(WithBranches)
+
+        def branch(plan: Any) -> Any:
+            return lambda state: {"tts_budgets": plan.invoke(GO)["tts_budgets"]}
+
+        for name, plan in (("left", left), ("right", right)):
+            graph.add_node(name, branch(plan))
+            graph.add_edge(START, name)
+            graph.add_edge(name, "after")
+        graph.add_node("after", left)
+        graph.add_node("last", right)
+        graph.add_edge("after", "last")
+        with pytest.raises(ConfigError, match="two budgets named 'run'"):
+            graph.compile().invoke(GO)
+
+    @pytest.mark.parametrize("sync", [True, False])
+    def test_one_budget_in_nodes_sub_graphs_and_graphs_compiled_twice_is_one(self, sync: bool) -> None:
+        engine, saver, shared = make_engine(), InMemorySaver(), SharedBudget(Budget(calls=LIMIT))
+        inner = chain(node(engine, shared, "p"))
+        graph = chain(node(engine, shared, "q"), inner.compile(), inner.compile(), node(engine, shared, "r"))
+        agents = [graph.compile(checkpointer=saver) for _ in range(2)]
+        for runs, agent in enumerate([*agents, *agents], start=1):
+            result = agent.invoke(GO, THREAD) if sync else asyncio.run(agent.ainvoke(GO, THREAD))
+            assert spent(result) == served(engine) / runs <= LIMIT
+
+    def test_graphs_of_one_thread_may_each_have_one(self) -> None:
+        engine, saver = make_engine(), InMemorySaver()
+        budgets = [SharedBudget(Budget(calls=LIMIT), per="thread") for _ in range(3)]
+        for shared in budgets:
+            result = chain(node(engine, shared)).compile(checkpointer=saver).invoke(GO, THREAD)
+            assert spent(result) == served(engine) <= LIMIT
+
+    def test_a_graph_with_a_state_of_its_own_may_have_one(self) -> None:
+        engine = make_engine()
+        inner = chain(node(engine, SharedBudget(Budget(calls=9)), "inner")).compile()
+
+        def call(state: Any) -> Any:
+            assert spent(inner.invoke(GO)) <= 9
+            return {}
+
+        before, after = (node(engine, shared) for shared in [SharedBudget(Budget(calls=40))] * 2)
+        assert spent(chain(before, call, after).compile().invoke(GO)) <= 40
+
+
+@pytest.mark.parametrize("per", ["run", "thread"])
+def test_runs_that_are_over_are_forgotten(per: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_module, "KEPT", 3)
+    monkeypatch.setattr(shared_module, "IDLE", 0.0)
+    engine, shared = make_engine(), SharedBudget(Budget(calls=10**6), per=per)
+    agent = chain(node(engine, shared)).compile()
+    for place in range(12):
+        agent.invoke(GO, {"configurable": {"thread_id": str(place // 6)}})
+        agent.invoke(GO, {"configurable": {"thread_id": f"other {place}"}})
+    tables = (shared._accounts, shared._runs, shared._threads)
+    assert max(map(len, tables)) <= 5
+    assert len([run for run, owner in shared_module._owners.items() if owner is shared]) <= 5
+
+
+def test_a_thread_with_many_runs_keeps_no_object_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_module, "KEPT", 3)
+    engine, shared = make_engine(), SharedBudget(Budget(calls=LIMIT), per="thread")
+    agent = chain(node(engine, shared)).compile(checkpointer=InMemorySaver())
+    for _ in range(12):
+        result = agent.invoke(GO, THREAD)
+    assert len(shared._runs) <= 4 and spent(result) == served(engine) <= LIMIT
 
 
 def test_it_can_be_raised_for_a_run_and_its_name_is_known() -> None:

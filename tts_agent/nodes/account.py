@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from threading import RLock
 from uuid import uuid4
 
-from tts_agent.budget import SECONDS, Amounts, Budget, Ledger
+from tts_agent.budget import Amounts, Budget, Ledger
 from tts_agent.nodes.spent import VERSION, Counter, Entry
 from tts_agent.usage import Prices, Usage
 
@@ -14,23 +14,53 @@ _lock = RLock()
 
 
 class RunLedger(Ledger):
-    """The account of a run, which other processes may have begun."""
+    """The account of a run, which other processes may have begun.
+
+    Between `enter` and `leave` it looks at the clock itself: what scopes inside tell of is the same time, and is not
+    counted again.
+    """
 
     def __init__(self, budget: Budget, *, name: str, prices: Prices | None = None) -> None:
         super().__init__(budget, name=name, prices=prices)
         self._lock = _lock
+        self._active, self._since = 0, 0.0
+
+    @property
+    def active(self) -> bool:
+        """Whether the clock runs."""
+        return self._active > 0
+
+    def enter(self) -> None:
+        """Something begins."""
+        with self._lock:
+            self.tick()
+            self._active += 1
+
+    def leave(self) -> None:
+        """It has ended."""
+        with self._lock:
+            self.tick()
+            self._active -= 1
+
+    def tick(self) -> None:
+        """Charge the time since the last tick."""
+        with self._lock:
+            now = time.monotonic()
+            if self._active:
+                super()._pass(now - self._since)
+            self._since = now
+
+    def _pass(self, seconds: float) -> None:
+        if self._active:
+            self.tick()
+        else:
+            super()._pass(seconds)
 
     def carry(self, amounts: Amounts, seconds: float) -> None:
         """Count against the limits what was spent elsewhere."""
         with self._lock:
             self._charged = list(Amounts(*self._charged).plus(amounts))
             self.seconds += seconds
-
-    def pass_time(self, seconds: float) -> None:
-        """Let time pass."""
-        with self._lock:
-            self.seconds += seconds
-            self._spent[SECONDS] += seconds
 
     def spend(self, usage: Usage) -> None:
         """Charge what nothing was reserved for: it was spent in another process, which could not say so."""
@@ -39,21 +69,31 @@ class RunLedger(Ledger):
             self._spent = [a + b for a, b in zip(self._spent, self.priced(usage), strict=True)]
 
     def withdraw(self, scope: Ledger) -> None:
-        """Take back what `scope`, which was closed, has charged here: its work is told again from its own log."""
+        """Take back what `scope`, which was closed, has charged here: its work is told again from its own log.
+
+        Its seconds are not taken back while the clock runs, since they are not told again either.
+        """
         with self._lock:
+            spent = scope.spent._replace(seconds=0.0) if self._active else scope.spent
             self._charged = list(Amounts(*self._charged).minus(Amounts(*scope._charged)))
             self._lost = list(Amounts(*self._lost).minus(scope.lost))
             self._excess = list(Amounts(*self._excess).minus(scope.excess))
-            self._spent = [max(a - b, 0) for a, b in zip(self._spent, scope._spent, strict=True)]
-            self.seconds = max(self.seconds - scope.seconds, 0.0)
+            self._spent = [max(a - b, 0) for a, b in zip(self._spent, spent, strict=True)]
+            self.seconds = max(self.seconds - spent.seconds, 0.0)
 
 
 class JointLedger(Ledger):
-    """A scope inside several accounts at once: what it reserves has to fit into all of them, and is charged to all."""
+    """A scope inside several accounts at once: what it reserves has to fit into all of them, and is charged to all.
+
+    A model costs what the innermost account with prices says.
+    """
 
     def __init__(self, accounts: "Sequence[Account]") -> None:
         ledgers = [account.ledger for account in accounts]
-        super().__init__(name=" and ".join(ledger.name for ledger in ledgers), parent=ledgers[-1])
+        priced = (ledger.prices for ledger in reversed(ledgers) if ledger.prices is not None)
+        super().__init__(
+            name=" and ".join(ledger.name for ledger in ledgers), parent=ledgers[-1], prices=next(priced, None)
+        )
         self._chain = (self, *ledgers)
         self.runs = tuple(ledgers)
 
@@ -69,21 +109,22 @@ class Account:
         self.ledger, self.run, self.begun = ledger, run, begun
         self.soft: dict[str, None] = {}
         """Why a limit may be passed all the same, in words."""
-        self.turn: str | None = None
-        """The message that the run works on."""
+        self.turns: dict[str, str] = {}
+        """The messages that the run works on, by the nodes around the graph that has them."""
         self.limit: str | None = None
         """The unit that refused something last."""
+        self.invoke: object | None = None
+        """What all of the newest `invoke` shares."""
         self.used = time.monotonic()
         self._counter = uuid4().hex
         self._elsewhere = Counter()
-        self._active, self._since = 0, 0.0
         self._calls: set[str] = set()
         self._steps: dict[str, Ledger] = {}  # of planning steps that are not done, by the task that works on them
 
     @property
     def idle(self) -> bool:
         """Whether nothing is under way."""
-        return not self._active and not any(self.ledger.reserved)
+        return not self.ledger.active and not any(self.ledger.reserved)
 
     @property
     def charged(self) -> Amounts:
@@ -95,23 +136,16 @@ class Account:
 
     def enter(self) -> None:
         """Something begins."""
-        with self.ledger.held():
-            self.tick()
-            self._active += 1
+        self.ledger.enter()
 
     def leave(self) -> None:
         """It has ended."""
-        with self.ledger.held():
-            self.tick()
-            self._active -= 1
+        self.ledger.leave()
+        self.used = time.monotonic()
 
     def tick(self) -> None:
         """Charge the time since the last tick."""
-        with self.ledger.held():
-            now = time.monotonic()
-            if self._active:
-                self.ledger.pass_time(now - self._since)
-            self._since = self.used = now
+        self.ledger.tick()
 
     # --- planning steps
 
@@ -169,7 +203,7 @@ class Account:
                 "run": self.run,
                 "begun": self.begun,
                 "budget": self.ledger.budget.to_json(),
-                "turn": self.turn,
+                "turns": dict(self.turns),
                 "limit": self.limit,
                 "soft": sorted(self.soft),
                 "counters": {self._counter: said},

@@ -8,7 +8,7 @@ bring the same spending as often as they like, and it counts once.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-from langchain_core.messages import AIMessage, ToolMessage
+from langchain_core.messages import AIMessage, SystemMessage, ToolMessage
 
 from tts_agent.budget import NOTHING, Amounts
 from tts_agent.errors import ConfigError, LogError
@@ -22,7 +22,11 @@ VERSION = 1
 
 Entry = dict[str, Any]
 """What the state holds of one budget, plain JSON: `usage` and `lost` of its run so far (`lost` in the units of
-`Amounts`), its limits (`budget`), the `limit` that refused something, why it is `soft`, and the counters behind it."""
+`Amounts`), its limits (`budget`), the `limit` that refused something, why it is `soft`, the counters behind it, and the
+messages that it works on (`turns`, by the nodes around the graph that has them)."""
+
+NOBODY = ""
+"""The turn of messages that nobody wrote: what somebody did write was summarized or removed."""
 
 
 class Counter(NamedTuple):
@@ -72,13 +76,27 @@ def read_entry(state: Any, name: str) -> Entry | None:
     return entry
 
 
-def newest_turn(state: Any) -> str | None:
-    """The id of the newest message in `state` that no model and no tool wrote; None if there is none."""
-    messages = state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
-    if not isinstance(messages, Sequence):
+def messages_of(state: Any) -> Any:
+    """What `state` has under its key `messages`; None without one."""
+    return state.get("messages") if isinstance(state, Mapping) else getattr(state, "messages", None)
+
+
+def newest_turn(messages: Any) -> str | None:
+    """The id of the newest of `messages` that somebody wrote: no model, no tool, no program.
+
+    `NOBODY` if there is none among them, None if that cannot be told: it has no id, or there are no messages.
+    """
+    if not isinstance(messages, Sequence) or not messages:
         return None
-    written = (message for message in reversed(messages) if not isinstance(message, (AIMessage, ToolMessage)))
-    return next((getattr(message, "id", None) for message in written), None)
+    written = next((message for message in reversed(messages) if _is_written(message)), None)
+    return NOBODY if written is None else getattr(written, "id", None) or None
+
+
+def _is_written(message: Any) -> bool:
+    if isinstance(message, (AIMessage, ToolMessage, SystemMessage)):
+        return False
+    # NOTE: `SummarizationMiddleware` of LangChain puts a message of a human in the place of what it summarizes.
+    return getattr(message, "additional_kwargs", {}).get("lc_source") != "summarization"
 
 
 def merge_budgets(left: dict[str, Entry] | None, right: dict[str, Entry] | None) -> dict[str, Entry]:
@@ -97,4 +115,5 @@ def _merge(old: Entry | None, new: Entry) -> Entry:
         both = Counter.total([counter]).larger(Counter.total([counters[name]])) if name in counters else None
         counters[name] = counter if both is None else both.to_json()
     total = Counter.total(counters.values())
-    return {**new, "soft": sorted({*new["soft"], *old["soft"]}), "counters": counters, **total.to_json()}
+    turns, soft = {**old.get("turns", {}), **new.get("turns", {})}, sorted({*new["soft"], *old["soft"]})
+    return {**new, "turns": turns, "soft": soft, "counters": counters, **total.to_json()}
