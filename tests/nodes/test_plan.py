@@ -18,7 +18,7 @@ from langgraph.types import RetryPolicy
 
 from tests.nodes.world import BUDGET, STRATEGIES, GrammarDialect, make_engine, make_graph
 from tests.scripts import make_verifier
-from tts_agent import Beam, BestFirst, Budget, ThoughtTree
+from tts_agent import Beam, BestFirst, Budget, ScriptedEngine, ThoughtTree
 from tts_agent.engines import Fault
 from tts_agent.errors import EngineUnavailable
 from tts_agent.events import Granted, Lost, Sampled
@@ -27,8 +27,8 @@ from tts_agent.trace.recorder import read
 
 GO: Any = {"messages": [HumanMessage("go")]}
 THREAD: Any = {"configurable": {"thread_id": "1"}}
-OUTAGE = {place: Fault("refused") for place in range(6, 12)}
-"""From the seventh request on, six are refused: three of them raise the outage, the others wait for the resumed run."""
+OUTAGE = {place: Fault("refused") for place in range(6, 14)}
+"""From the seventh request on, eight are refused: two at once and the same two again raise the outage, twice."""
 
 
 def tree(trace: Path) -> list[dict[str, object]]:
@@ -153,14 +153,35 @@ class LosesWrites(InMemorySaver):
         super().put_writes(config, writes, task_id, task_path)
 
 
+class Died(Exception):
+    """Stands for the end of a process."""
+
+
+class Dying:
+    """An engine whose process dies with its tenth request."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self._engine, self._asked = engine, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def sample(self, *arguments: Any, **options: Any) -> Any:
+        self._asked += 1
+        if self._asked > 9:
+            raise Died
+        return self._engine.sample(*arguments, **options)
+
+
 @pytest.mark.parametrize("lost", [{2}, {3}, {3, 5}])
 def test_a_chunk_whose_predecessor_was_lost_is_passed_over(lost: set[int], tmp_path: Path) -> None:
     saver = LosesWrites()
     # Roomy grants: the search seldom waits for the saver, so that chunks are lost between stored ones.
     settings: dict[str, Any] = {"strategy": STRATEGIES["best_first"], "grant": 0.4, "flush_events": 6}
-    broken = make_graph(make_engine(faults=dict.fromkeys(range(20, 26), Fault("refused"))), **settings)
+    dying = Dying(make_engine())
+    broken = make_graph(dying, **settings)
     saver.lost = frozenset(lost)
-    with pytest.raises(EngineUnavailable):
+    with pytest.raises(Died):
         broken.compile(checkpointer=saver).invoke(GO, THREAD)
     saver.lost = frozenset()
     engine = make_engine()

@@ -36,8 +36,8 @@ from tts_agent.trace.recorder import read
 
 GO: Any = {"messages": [HumanMessage("go")]}
 PUZZLE: Any = {"messages": [HumanMessage("Make 24 from 8 5 3 1")]}
-OUTAGE = {place: Fault("refused") for place in range(6, 12)}
-"""From the seventh request on, six are refused: three of them raise the outage, twice."""
+OUTAGE = {place: Fault("refused") for place in range(6, 14)}
+"""From the seventh request on, eight are refused: two at once and the same two again raise the outage, twice."""
 ROOT = Path(__file__).parents[2]
 
 

@@ -1,20 +1,61 @@
 """What a node knows of its own earlier attempts at the same task of a graph in this process."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from threading import Lock
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
+from langgraph.config import get_config
 from langgraph.runtime import get_runtime
 
 from tts_agent.events import Event
+from tts_agent.prefix import Prefix
 
 KEPT = 64
 """Attempts that did not come to their end and are remembered; the oldest are forgotten."""
 
 
 def _nothing() -> None: ...
+
+
+class Calls:
+    """The plan calls of one task of a graph, over all attempts at it in this process; safe to use from several threads.
+
+    A call's key tells what is searched and which of the equal calls of its attempt it is, so that an attempt in
+    another process, which makes the calls again, gives the same keys.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._made: Counter[tuple[int, str]] = Counter()  # (attempt, what is searched) -> calls
+        self._keys: set[str] = set()
+
+    def begin(self, attempt: int, step: str, root: Prefix) -> str:
+        """The key of a call that begins in `attempt`: `step`, a digest of the root, and a number from 1."""
+        what = f"{step}/{blake2b(repr(root.ids).encode(), digest_size=8).hexdigest()}"
+        with self._lock:
+            self._made[attempt, what] += 1
+            key = f"{what}/{self._made[attempt, what]}"
+            self._keys.add(key)
+        return key
+
+    def __contains__(self, key: str) -> bool:
+        """Whether an attempt in this process made the call."""
+        return key in self._keys
+
+
+def same_step(one: str, other: str) -> bool:
+    """Whether two keys are of calls for the same planning step, be it from other roots."""
+    return one.rsplit("/", 2)[0] == other.rsplit("/", 2)[0]
+
+
+_calls: WeakKeyDictionary[object, Calls] = WeakKeyDictionary()
+_lock = Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +72,7 @@ class Attempt:
     run: str | None = None
     heartbeat: Callable[[], None] = _nothing
     draining: Callable[[], str | None] = field(default=lambda: None)
+    calls: Calls = field(default_factory=Calls)
 
 
 def current_attempt() -> Attempt | None:
@@ -49,7 +91,27 @@ def current_attempt() -> Attempt | None:
         info.run_id,
         runtime.heartbeat,
         lambda: (runtime.drain_reason or "no reason given") if runtime.drain_requested else None,
+        _calls_here(),
     )
+
+
+def _calls_here() -> Calls:
+    """The calls of the task that runs here."""
+    # NOTE: of all that LangGraph gives a task, this is made anew for each run of it, is the same for all of its
+    # attempts and for whatever it calls, and can be referred to weakly.
+    mark = get_config()["configurable"]["__pregel_read"]
+    with _lock:
+        return _calls.setdefault(mark, Calls())
+
+
+def call_key(task: str, step: str, root: Prefix) -> str:
+    """What a plan call that begins here, in `task`, is known by, whichever process makes it: a task may make several.
+
+    `step` names the planning step, `root` is what it searches from.
+    """
+    attempt = current_attempt()
+    assert attempt is not None, "who knows the task is in a graph"
+    return attempt.calls.begin(attempt.number, f"{task}/{step}", root)
 
 
 class Left(NamedTuple):
@@ -74,30 +136,30 @@ class Memo:
         self._left: dict[str, Left] = {}
         self._ending: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
 
-    def keep(self, attempt: Attempt | None, left: Left | None) -> None:
-        """Remember how far `attempt` came."""
-        if attempt is not None and left is not None:
-            self._left[attempt.task] = left
+    def keep(self, call: str | None, left: Left | None) -> None:
+        """Remember how far an attempt at `call` came; None for a call outside a graph, which nobody tries again."""
+        if call is not None and left is not None:
+            self._left[call] = left
             while len(self._left) > KEPT:
                 del self._left[next(iter(self._left))]
 
-    def take(self, attempt: Attempt | None) -> Left | None:
-        """What the attempt before this one left, once."""
-        return None if attempt is None else self._left.pop(attempt.task, None)
+    def take(self, call: str | None) -> Left | None:
+        """What the attempt at `call` before this one left, once."""
+        return None if call is None else self._left.pop(call, None)
 
     @asynccontextmanager
-    async def turn(self, attempt: Attempt | None) -> AsyncIterator[None]:
-        """Wait until the attempt before this one has ended: a graph does not wait for what it cancels."""
-        if attempt is None:
+    async def turn(self, call: str | None) -> AsyncIterator[None]:
+        """Wait until the attempt at `call` before this one has ended: a graph does not wait for what it cancels."""
+        if call is None:
             yield
             return
         here = asyncio.get_running_loop()
-        while (before := self._ending.get(attempt.task)) is not None and before[0] is here:
+        while (before := self._ending.get(call)) is not None and before[0] is here:
             await before[1].wait()
-        mine = self._ending[attempt.task] = (here, asyncio.Event())
+        mine = self._ending[call] = (here, asyncio.Event())
         try:
             yield
         finally:
-            if self._ending.get(attempt.task) is mine:
-                del self._ending[attempt.task]
+            if self._ending.get(call) is mine:
+                del self._ending[call]
             mine[1].set()

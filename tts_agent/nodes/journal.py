@@ -28,7 +28,7 @@ from tts_agent.events import (
     log_from_json,
     log_to_json,
 )
-from tts_agent.nodes.attempt import Attempt, Left
+from tts_agent.nodes.attempt import Attempt, Left, same_step
 from tts_agent.nodes.handle import SearchHandle, delist, enlist
 from tts_agent.nodes.review import CHOSE, WROTE, Answer, Choose, Edit, More, Review, is_more, read_edit
 from tts_agent.outcome import Outcome
@@ -36,8 +36,9 @@ from tts_agent.search import Search
 from tts_agent.trace.recorder import Recorder
 
 Chunk = dict[str, Any]
-"""A part of a search's log as plain JSON: its `id`, the id of the chunk it comes `after` ("" for the first), its
-`events`, and which `turn` at the search wrote it: each process and each attempt has its own, a later one a higher."""
+"""A part of a search's log as plain JSON: its `id`, the key of the plan call it is `of`, the id of the chunk it comes
+`after` ("" for the first), its `events`, and which `turn` at the search wrote it: each process and each attempt has its
+own, a later one a higher."""
 
 LOOK = 0.05
 """Seconds between two looks at whether the graph is to come to an end."""
@@ -59,6 +60,9 @@ class Conversation:
     order, so that after a kill a chunk may come back whose predecessor is lost. It is passed over; what it spent is
     covered by the last grant that did come back. Of two chunks after the same one the later turn's counts.
 
+    `of` is the key of the plan call. Its task may make others, side by side or in another order after a kill, so that
+    chunks of any of them may come back here; only its own count.
+
     `left` is what an earlier attempt of this process left: it is gone on with if what is stored ends where that attempt
     knew it to end, so that no other process was at it since. `review(search)` is the review that the end asks for.
     """
@@ -68,6 +72,7 @@ class Conversation:
         make: Callable[[Sequence[Event]], Search],
         *,
         node: str,
+        of: str,
         attempt: Attempt | None,
         left: Left | None,
         decode: Decode,
@@ -77,7 +82,7 @@ class Conversation:
         review: Callable[[Search], Review | None],
     ) -> None:
         self._make, self._decode, self._recorder, self._review_of = make, decode, recorder, review
-        self._node, self._attempt, self._left = node, attempt, left
+        self._node, self._of, self._attempt, self._left = node, of, attempt, left
         self._max_events, self._max_seconds = flush_events, flush_seconds
         self._log: list[Event] = []  # of the search so far, before it is live
         self._search: Search | None = None
@@ -101,6 +106,7 @@ class Conversation:
         self.edit: AIMessage | None = None
         """The decision that a reviewer wrote."""
         self._elsewhere: dict[str, Chunk] = {}  # what other attempts stored, by the chunk it comes after
+        self._strange: list[Chunk] = []  # first chunks of other calls for the same step, given back in place of ours
         self._turn = 1 if left is None else left.turn + 1
 
     # --- what to do next
@@ -131,7 +137,7 @@ class Conversation:
     def recall(self, chunks: Iterable[Any]) -> None:
         """Know of what other attempts stored. LangGraph gives a retry nothing back, and what it stores to nobody."""
         for chunk in chunks:
-            if is_chunk(chunk):
+            if is_chunk(chunk) and chunk["of"] == self._of:
                 known = self._elsewhere.get(chunk["after"])
                 if known is None or known["turn"] < chunk["turn"]:
                     self._elsewhere[chunk["after"]] = chunk
@@ -140,6 +146,9 @@ class Conversation:
         """Fold a chunk that was given back; one of this process is in the search already."""
         if chunk["id"] == self._live:
             self._tip = self._live
+        elif chunk["of"] != self._of:
+            if not chunk["after"] and same_step(chunk["of"], self._of):
+                self._strange.append(chunk)
         elif not self._live:
             self._catch_up()
             if chunk["after"] == self._tip:
@@ -241,7 +250,7 @@ class Conversation:
         self._ends[self._live] = self._written
         self._unconfirmed.add(self._live)
         written = log_to_json(events, self._decode)
-        return {"id": self._live, "after": self._tip, "turn": self._turn, "events": written}
+        return {"id": self._live, "of": self._of, "after": self._tip, "turn": self._turn, "events": written}
 
     async def _begin(self) -> Search:
         left, attempt = self._left, self._attempt
@@ -249,6 +258,8 @@ class Conversation:
         if left is not None and left.ends.get(self._tip) == len(self._log):
             self._log, self._search = left.log, None
             self._look(self._log)
+        if not self._log:
+            self._recognise()
         search = self._whole()
         await self._record(self._log)  # the trace may have been cut elsewhere than the journal: it begins anew
         thread, run = (None, None) if attempt is None else (attempt.thread, attempt.run)
@@ -257,6 +268,15 @@ class Conversation:
         self._handle = SearchHandle(search, node=self._node, thread=thread, run=run)
         enlist(self._handle)
         return search
+
+    def _recognise(self) -> None:
+        """Raise `LogError` if what was given back is of no call that this process made: this one has changed since."""
+        for chunk in self._strange:
+            if self._attempt is not None and chunk["of"] not in self._attempt.calls:
+                raise LogError(
+                    f"the journal is of a search with another root, on engine {chunk['events'][0].get('engine')!r}; "
+                    "resume with what it was begun with, or start a new run"
+                )
 
     def _obey(self, search: Search) -> None:
         """Do what a reviewer answered, if an attempt before this one did not."""

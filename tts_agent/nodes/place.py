@@ -38,7 +38,7 @@ class Place:
         saver = settings.get("__pregel_checkpointer")
         if not isinstance(saver, BaseCheckpointSaver) or settings.get("__pregel_durability") == "exit":
             return None
-        space = settings["checkpoint_ns"].rpartition("|")[0]
+        space = own_space(config)
         address = {
             "thread_id": settings["thread_id"],
             "checkpoint_ns": space,
@@ -69,7 +69,8 @@ class Place:
 class Attempts:
     """The attempts at one task of a graph, and what their entrypoints stored, each in a space of its own.
 
-    LangGraph gives a retry nothing of what the attempts before it stored, and what a retry stored to nobody.
+    LangGraph numbers the spaces of whatever the task calls, over all attempts at it. It gives a retry nothing of what
+    the attempts before it stored, and what a retry stored to nobody.
     """
 
     saver: BaseCheckpointSaver[Any]
@@ -78,18 +79,19 @@ class Attempts:
     own: bool = False  # whether what lies in `space` counts too
 
     @classmethod
-    def of(cls, config: RunnableConfig) -> Self:
-        """All attempts at the node whose config this is."""
+    def of(cls, config: RunnableConfig, space: str | None = None) -> Self:
+        """All attempts at the node whose config this is, of which one stored in `space`, if that is known."""
         settings = config["configurable"]
-        return cls(settings["__pregel_checkpointer"], settings["thread_id"], settings["checkpoint_ns"], own=True)
+        space = settings["checkpoint_ns"] if space is None else space
+        return cls(settings["__pregel_checkpointer"], settings["thread_id"], space, own=True)
 
     def stored(self) -> list[Any]:
         """The results of their tasks, in no order."""
         found: list[Any] = []
-        for space in self._spaces():
+        for space, known in self._spaces():
             config = self._address(space)
             saved = [] if self.saver.get_tuple(config) is None else list(self.saver.list(config))
-            if not saved and space != self._first:
+            if not saved and not known:
                 break
             found += [value for one in saved for _, _, value in one.pending_writes or ()]
         return found
@@ -97,11 +99,11 @@ class Attempts:
     async def astored(self) -> list[Any]:
         """As `stored`, without blocking the loop."""
         found: list[Any] = []
-        for space in self._spaces():
+        for space, known in self._spaces():
             config = self._address(space)
             none = await self.saver.aget_tuple(config) is None
             saved = [] if none else [one async for one in self.saver.alist(config)]
-            if not saved and space != self._first:
+            if not saved and not known:
                 break
             found += [value for one in saved for _, _, value in one.pending_writes or ()]
         return found
@@ -109,15 +111,22 @@ class Attempts:
     def _address(self, space: str) -> RunnableConfig:
         return {"configurable": {"thread_id": self.thread, "checkpoint_ns": space}}
 
-    @property
-    def _first(self) -> str:
-        """The space of the first attempt; LangGraph numbers those of later ones: `space|1`, `space|2`."""
-        return re.sub(r"\|\d+$", "", self.space)
+    def _spaces(self) -> Iterator[tuple[str, bool]]:
+        """Where they stored, `first`, `first|1`, `first|2`, and whether that is known to be a call's.
 
-    def _spaces(self) -> Iterator[str]:
-        """Where they stored; there are no more after the first that holds nothing."""
-        spaces = chain([self._first], (f"{self._first}|{number}" for number in count(1)))
-        return (space for space in spaces if self.own or space != self.space)
+        Up to `space` it is, though it may hold nothing: the call may have been of something else. After it the first
+        that holds nothing is the end.
+        """
+        numbered = re.fullmatch(r"(.*)\|(\d+)", self.space)
+        first, known = (self.space, 0) if numbered is None else (numbered[1], int(numbered[2]))
+        spaces = chain([first], (f"{first}|{later}" for later in count(1)))
+        return ((space, place <= known) for place, space in enumerate(spaces) if self.own or space != self.space)
+
+
+def own_space(config: RunnableConfig) -> str:
+    """The space of the entrypoint whose config this is."""
+    space: str = config["configurable"]["checkpoint_ns"]
+    return space.rpartition("|")[0]
 
 
 def _pauses() -> Iterator[float]:

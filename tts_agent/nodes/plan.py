@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -20,14 +20,26 @@ from tts_agent.loop import run_sync
 from tts_agent.nodes.attempt import Attempt, Memo, current_attempt
 from tts_agent.nodes.journal import Ask, Chunk, Conversation
 from tts_agent.nodes.overrides import know
-from tts_agent.nodes.place import Attempts, Place
+from tts_agent.nodes.place import Attempts, Place, own_space
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.review import Review, Wanted, check, shown
+from tts_agent.nodes.shared import Run
 from tts_agent.nodes.state import PlanState, Update
 from tts_agent.search import Search
 from tts_agent.search.driver import FLUSH_EVENTS, FLUSH_SECONDS
 from tts_agent.search.run import GRANT
 from tts_agent.trace.recorder import Recorder
+
+WORKERS = 3
+"""LangGraph needs as many for an entrypoint, a task of it, and the wait for that task."""
+
+
+class Ended(TypedDict):
+    """What a search leaves with the checkpointer at its end, besides its journal."""
+
+    of: str  # the key of the plan call
+    space: str  # where the newest part of the journal lies
+    edit: AIMessage | None  # the decision that a reviewer wrote
 
 
 class PlanNode(Runnable[PlanState, Update]):
@@ -63,13 +75,14 @@ class PlanNode(Runnable[PlanState, Update]):
         step = self.planner.begin(input, config, key=attempt.task if attempt else None)
         if not isinstance(step, Step):
             return step
+        call, again = None if attempt is None else step.key, self._again(attempt)
 
         found: list[Update] = []
 
         @entrypoint()
-        def search(_: dict[str, Any]) -> entrypoint.final[AIMessage | None, None]:
+        def search(_: dict[str, Any]) -> entrypoint.final[Ended, None]:
             place = self._place()
-            talk = self._conversation(step, attempt, durable=place is not None)
+            talk = self._conversation(step, attempt, call, durable=place is not None)
 
             @task
             def journal() -> Chunk:
@@ -80,7 +93,7 @@ class PlanNode(Runnable[PlanState, Update]):
                     if ask is Ask.CHUNK:
                         talk.take(journal().result())
                     elif ask is Ask.RECALL:
-                        talk.recall(() if place is None else place.others.stored())
+                        talk.recall(place.others.stored() if place is not None and again else ())
                     elif ask is Ask.REVIEW:
                         talk.answer(interrupt(talk.question()))
                     elif place is not None:
@@ -93,26 +106,32 @@ class PlanNode(Runnable[PlanState, Update]):
                 try:
                     run_sync(talk.aclose())
                 finally:
-                    self._memo.keep(attempt, talk.leave())
+                    self._memo.keep(call, talk.leave())
                 raise
             talk.leave()
-            return entrypoint.final(value=talk.edit, save=None)
+            return entrypoint.final(value=self._ended(step, talk), save=None)
 
-        edit = search.invoke({}, hidden(config))
-        return found[0] if found else self._told(step, attempt, Attempts.of(ensure_config(config)).stored(), edit)
+        while True:
+            ended = search.invoke({}, hidden(config))
+            if found:
+                return found[0]
+            if ended["of"] == step.key:  # else LangGraph gave back another call of the task
+                stored = Attempts.of(ensure_config(config), ended["space"]).stored()
+                return self._told(step, attempt, call, stored, ended["edit"])
 
     async def ainvoke(self, input: PlanState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
         attempt = current_attempt()
         step = self.planner.begin(input, config, key=attempt.task if attempt else None)
         if not isinstance(step, Step):
             return step
+        call, again = None if attempt is None else step.key, self._again(attempt)
 
         found: list[Update] = []
 
         @entrypoint()
-        async def search(_: dict[str, Any]) -> entrypoint.final[AIMessage | None, None]:
+        async def search(_: dict[str, Any]) -> entrypoint.final[Ended, None]:
             place = self._place()
-            talk = self._conversation(step, attempt, durable=place is not None)
+            talk = self._conversation(step, attempt, call, durable=place is not None)
 
             @task
             async def journal() -> Chunk:
@@ -123,7 +142,7 @@ class PlanNode(Runnable[PlanState, Update]):
                     if ask is Ask.CHUNK:
                         talk.take(await journal())
                     elif ask is Ask.RECALL:
-                        talk.recall(() if place is None else await place.others.astored())
+                        talk.recall(await place.others.astored() if place is not None and again else ())
                     elif ask is Ask.REVIEW:
                         talk.answer(interrupt(talk.question()))
                     elif place is not None:
@@ -136,25 +155,39 @@ class PlanNode(Runnable[PlanState, Update]):
                 try:
                     await talk.aclose()
                 finally:
-                    self._memo.keep(attempt, talk.leave())
+                    self._memo.keep(call, talk.leave())
                 raise
             talk.leave()
-            return entrypoint.final(value=talk.edit, save=None)
+            return entrypoint.final(value=self._ended(step, talk), save=None)
 
-        async with self._memo.turn(attempt):
-            edit = await search.ainvoke({}, hidden(config))
-        if found:
-            return found[0]
-        return self._told(step, attempt, await Attempts.of(ensure_config(config)).astored(), edit)
+        async with self._memo.turn(call):
+            while True:
+                ended = await search.ainvoke({}, hidden(config))
+                if found:
+                    return found[0]
+                if ended["of"] == step.key:
+                    stored = await Attempts.of(ensure_config(config), ended["space"]).astored()
+                    return self._told(step, attempt, call, stored, ended["edit"])
 
-    def _told(self, step: Step, attempt: Attempt | None, chunks: Sequence[Any], edit: Any) -> Update:
+    def _told(
+        self, step: Step, attempt: Attempt | None, call: str | None, chunks: Sequence[Any], edit: AIMessage | None
+    ) -> Update:
         """The update that a search made in a process that died before the graph had it.
 
         The entrypoint returns little, because LangGraph stores what it returns besides the update of the state.
         """
-        talk = self._conversation(step, attempt, durable=True)
+        talk = self._conversation(step, attempt, call, durable=True)
         talk.recall(chunks)
         return self.planner.finish(step, talk.told(), edit=edit)
+
+    @staticmethod
+    def _again(attempt: Attempt | None) -> bool:
+        """Whether there was an attempt before this one, in this process or another."""
+        return attempt is not None and (attempt.number > 1 or Run.current().resumed)
+
+    @staticmethod
+    def _ended(step: Step, talk: Conversation) -> Ended:
+        return {"of": step.key, "space": own_space(get_config()), "edit": talk.edit}
 
     def _place(self) -> Place | None:
         """Where the journal of the running entrypoint lies. Raises `ConfigError` if a review could not be resumed."""
@@ -166,13 +199,14 @@ class PlanNode(Runnable[PlanState, Update]):
             )
         return Place.find(config)
 
-    def _conversation(self, step: Step, attempt: Attempt | None, *, durable: bool) -> Conversation:
+    def _conversation(self, step: Step, attempt: Attempt | None, call: str | None, *, durable: bool) -> Conversation:
         grant = self._grant if durable else None
         return Conversation(
             lambda log: self.planner.search(step, log, grant=grant),
             node=self.planner.name,
+            of=step.key,
             attempt=attempt,
-            left=self._memo.take(attempt),
+            left=self._memo.take(call),
             review=lambda search: self._looked_at(search, step),
             decode=self.planner.engine.decode,
             recorder=None if self._trace is None else Recorder(self._trace),
@@ -234,4 +268,6 @@ def make_plan_node(
 def hidden(config: RunnableConfig | None) -> RunnableConfig:
     """`config` for what is inside of a node: streams of updates and of sub-graphs, and traces, do not show it."""
     settings = ensure_config(config)
-    return {**settings, "tags": [*settings.get("tags", ()), TAG_HIDDEN]}
+    tagged: RunnableConfig = {**settings, "tags": [*settings.get("tags", ()), TAG_HIDDEN]}
+    most = tagged.get("max_concurrency")
+    return tagged if most is None else {**tagged, "max_concurrency": max(most, WORKERS)}
