@@ -119,6 +119,7 @@ def test_a_wrong_end_is_said_to_be_wrong() -> None:
 def test_the_message_tells_how_it_was_found() -> None:
     note = steps(make_agent(make_engine()).compile())[0][1]["messages"][0].response_metadata["tts"]
     assert note["stop"] == "solved" and note["score"] == 0.9 and note["usage"]["calls"] > 0
+    assert note["search"] == "plan/1"
 
 
 def test_the_run_budget_holds_over_all_steps_and_running_out_is_a_result() -> None:
@@ -182,9 +183,11 @@ def test_a_history_changed_by_others_voids_what_was_carried() -> None:
     decision = next(m for m in agent.get_state(thread).values["messages"] if isinstance(m, AIMessage))
     answer = agent.get_state(thread).values["messages"][-1]
     assert isinstance(answer, ToolMessage)
+    used = agent.get_state(thread).values["tts"]["totals"]["usage"]["calls"]
     agent.update_state(thread, {"messages": [RemoveMessage(decision.id), RemoveMessage(answer.id)]})
     update = steps(agent, None, **thread)[0][1]  # type: ignore[arg-type]
-    assert update["tts"]["step"] == 1 and update["tts"]["carried"] is False
+    assert update["tts"]["carried"] is False
+    assert update["tts"]["step"] == 2 and update["tts"]["totals"]["usage"]["calls"] > used  # the run goes on
 
 
 def test_the_state_holds_one_steps_subtree_and_plain_json() -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
@@ -103,6 +105,8 @@ def print_it(text: str) -> str:
         ({"plam": {"calls": 5}}, "names \\['plam'\\], which have no budget here; known: .*plan"),
         ({"plan": {"cals": 5}}, "context.tts\\['plan'\\]: unknown budget fields \\['cals'\\]; known: calls"),
         ({"*": {"calls": -5}}, "context.tts\\['\\*'\\]: budget calls=-5"),
+        ({1: {"calls": 5}, "x": {}, None: {}}, "names \\[1, None, 'x'\\], which have no budget here; known: .*plan"),
+        ({"plan": {"cals": 5, 1: 5}}, "context.tts\\['plan'\\]: unknown budget fields \\[1, 'cals'\\]; known: calls"),
         ({"plan": 5}, "must map names"),
         ([5], "must map names"),
         (5, "must map names"),
@@ -113,6 +117,17 @@ def test_what_does_not_exist_is_refused_by_name(tts: Any, message: str) -> None:
         run("sync", context={"tts": tts})
     with pytest.raises(ConfigError, match=message.replace("context.tts", ".*")):
         run("async", configurable={"tts": tts})
+
+
+KEYS = st.one_of(st.sampled_from(["*", "run", "calls", "seconds"]), st.text(max_size=3), st.integers(), st.none())
+
+
+@given(st.dictionaries(KEYS, st.dictionaries(KEYS, st.one_of(st.integers(1, 9), st.none()), max_size=3), max_size=3))
+def test_whatever_a_caller_writes_is_a_budget_or_an_error_of_ours(tts: dict[Any, Any]) -> None:
+    try:
+        assert isinstance(overridden(Budget(calls=9), "run", {"configurable": {"tts": tts}}), Budget)
+    except ConfigError as error:
+        assert "config['configurable']['tts']" in str(error)
 
 
 def test_names_are_known_as_long_as_their_nodes_live() -> None:

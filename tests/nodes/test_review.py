@@ -253,6 +253,16 @@ def test_a_function_says_whether_there_is_something_to_review() -> None:
     assert len(question["candidates"]) == 2
 
 
+@pytest.mark.parametrize("said", [None, -1, "all", 2.5])
+@both
+def test_a_function_that_says_no_number_is_refused_and_nothing_is_lost(run: Callable[..., Any], said: Any) -> None:
+    engine, saver = make_engine(), InMemorySaver()
+    with pytest.raises(ConfigError, match=rf"returned {said!r}; it must return a number of candidates, True for 4"):
+        run(agent_of(engine, saver=saver, review=lambda outcome: said), GO)
+    asked(run(agent_of(engine, saver=saver, review=lambda outcome: True), None))
+    assert engine.served.computed <= 600
+
+
 def test_a_search_that_has_its_answer_cannot_be_deepened() -> None:
     agent = agent_of(make_engine(), strategy=BestFirst(k=3, max_expansions=4), budget=Budget(calls=500))
     question = asked(agent.invoke(GO, THREAD))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, RetryPolicy, Send, TimeoutPolicy
 
@@ -473,3 +474,43 @@ class TestProjection:
 def test_only_what_a_search_told_is_read() -> None:
     with pytest.raises(LogError, match="not told by a search"):
         Progress.read({"type": "tts.unknown"})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda each: st.lists(each, max_size=3) | st.dictionaries(st.text(max_size=5), each, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ("type", "node", "search", "task", "at", "branch", "parent", "depth", "value", "usage", "replayed", "text")
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_whatever_others_write_is_read_or_not_told(data: st.DataObject) -> None:
+    told: dict[str, Any] = {"type": "tts.thought", "node": "plan", "search": "plan/1", "task": "", "at": 3}
+    told |= {"branch": 1, "parent": 0, "depth": 1, "value": None, "usage": {"generated": 2}}
+    assert Progress.told(told) and Progress.read(told).usage == Usage(generated=2)
+    for name in data.draw(st.sets(st.sampled_from(FIELDS), max_size=4)):
+        told.pop(name, None)
+    told |= data.draw(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4))
+    for foreign in (told, list(told.items()), told.get("type"), data.draw(JSON)):
+        if Progress.told(foreign):
+            assert Progress.read(foreign).node == foreign["node"]
+        else:
+            with pytest.raises(LogError, match="not told by a search"):
+                Progress.read(foreign)
+
+
+@pytest.mark.filterwarnings("ignore:The v3 streaming protocol")
+@pytest.mark.parametrize("data", [{"type": ["x"]}, {"type": "tts.tokens", "text": "to speech"}, "tts.tokens", None])
+async def test_what_others_write_is_no_progress_and_stays_on_the_stream(data: Any) -> None:
+    def mine(state: PlanState) -> dict[str, Any]:
+        get_stream_writer()(data)
+        return {}
+
+    graph = StateGraph(PlanState)
+    graph.add_node("mine", mine)
+    graph.add_edge(START, "mine")
+    agent = graph.compile(transformers=[TTSTransformer])
+    assert [item async for item in (await agent.astream_events(GO, version="v3")).tts] == []
+    assert [item async for item in agent.astream(GO, stream_mode="custom")] == [data]

@@ -327,9 +327,9 @@ class Asking:
 
 
 class Deaf(BaseCallbackHandler):
-    """A handler that no chain interests."""
+    """A handler that neither chains nor models interest."""
 
-    ignore_chain = True
+    ignore_chain = ignore_llm = ignore_chat_model = True
 
 
 @pytest.mark.parametrize("sync", [True, False])
@@ -342,6 +342,32 @@ def test_nothing_is_built_for_nobody(sync: bool, monkeypatch: pytest.MonkeyPatch
         assert run(make_graph(make_engine()).compile(), sync, *handlers)["messages"]
     with pytest.raises(AssertionError, match="nobody listens"):
         run(make_graph(make_engine()).compile(), sync, Book())
+
+
+class Counting(BaseCallbackHandler):
+    """Counts the tokens of models, and hears of nothing else."""
+
+    ignore_chain = True
+
+    def __init__(self) -> None:
+        self.begun = self.tokens = 0
+
+    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+        self.begun += 1
+
+    def on_llm_end(self, response: Any, **kwargs: Any) -> None:
+        told = [generation.message.usage_metadata for generation in response.generations[0]]
+        self.tokens += sum(usage["output_tokens"] for usage in told if usage)
+
+
+@pytest.mark.parametrize("staged", [True, False])
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_handler_that_ignores_chains_hears_of_models(sync: bool, staged: bool) -> None:
+    for beside in ((), (Book(),)):
+        counting = Counting()
+        graph = (make_stages if staged else make_graph)(make_engine()).compile()
+        outcome = run(graph, sync, counting, *beside)["tts"]["outcome"]
+        assert counting.begun and counting.tokens == outcome["usage"]["generated"]
 
 
 # --- where traces usually go

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackManager
+from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackHandler, BaseCallbackManager
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_async_callback_manager_for_config
 from langgraph.config import get_config
@@ -40,7 +40,8 @@ class Audience:
     def here(cls, config: RunnableConfig | None = None, *, name: str, candidates: bool = False) -> "Audience | None":
         """Who listens to the node that runs here, called with `config`; None if nobody does.
 
-        `name` is what the node is called outside of a graph. Handlers that ignore chains do not count.
+        `name` is what the node is called outside of a graph. Handlers that ignore both chains and language models do
+        not count.
         """
         runtime = _runtime()
         writer = None if runtime is None or is_silent(runtime.stream_writer) else runtime.stream_writer
@@ -117,4 +118,9 @@ def _manager(config: RunnableConfig) -> AsyncCallbackManager | None:
     if _has_no_handlers(config):
         return None
     manager = get_async_callback_manager_for_config(config)
-    return None if all(handler.ignore_chain for handler in manager.handlers) else manager
+    return None if all(map(_is_deaf, manager.handlers)) else manager
+
+
+def _is_deaf(handler: BaseCallbackHandler) -> bool:
+    """Whether `handler` listens to none of the runs of a search: its expansions and verifications (see `Runs`)."""
+    return handler.ignore_chain and handler.ignore_llm and handler.ignore_chat_model

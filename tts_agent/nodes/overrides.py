@@ -44,7 +44,9 @@ _names: "WeakKeyDictionary[object, str]" = WeakKeyDictionary()
 
 
 def know(owner: object, name: str) -> None:
-    """Let `name` be one that can be overridden, as long as `owner` lives."""
+    """Let `name` be one that can be overridden, as long as `owner` lives. Raises `ConfigError` if it is no text."""
+    if not isinstance(name, str):
+        raise ConfigError(f"name={name!r} must be a text: budgets are changed by it, and traces show it")
     _names[owner] = name
 
 
@@ -55,7 +57,7 @@ def overridden(
 
     Raises `ConfigError` for names and fields that do not exist, and for a context of the wrong shape.
     """
-    changed = budget or Budget()
+    changed = Budget() if budget is None else budget
     for source, overrides in _sources(config):
         _check(source, overrides)
         for key in (EVERY, name) if every else (name,):
@@ -92,5 +94,5 @@ def _check(source: str, overrides: Any) -> None:
             f"{source}={overrides!r} must map names of nodes to parts of a budget, as {{'*': {{'calls': 5}}}}"
         )
     known = {EVERY, RUN, *_names.values()}
-    if unknown := sorted(set(overrides) - known):
+    if unknown := sorted(set(overrides) - known, key=str):
         raise ConfigError(f"{source} names {unknown!r}, which have no budget here; known: {', '.join(sorted(known))}")

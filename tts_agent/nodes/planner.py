@@ -14,16 +14,18 @@ from tts_agent.engines.base import Engine, sample_bound
 from tts_agent.errors import ConfigError
 from tts_agent.events import Carried, Event
 from tts_agent.nodes.account import Account
+from tts_agent.nodes.attempt import call_key
 from tts_agent.nodes.audience import Audience
 from tts_agent.nodes.observed import open_search
 from tts_agent.nodes.overrides import RUN, overridden
 from tts_agent.nodes.shared import SharedBudget
 from tts_agent.nodes.spent import BUDGETS
-from tts_agent.nodes.state import Memory, Update, read_state, subtree, summary
+from tts_agent.nodes.state import Memory, Update, forgets, read_state, subtree, summary
 from tts_agent.outcome import Outcome
 from tts_agent.search import Search, make_strategy
 from tts_agent.search.base import Strategy
 from tts_agent.search.dice import thought_seed
+from tts_agent.search.run import check_settings
 from tts_agent.thought import StopReason, Verdict
 from tts_agent.usage import Prices
 from tts_agent.verifiers.base import Verifier
@@ -35,9 +37,10 @@ class Settings(TypedDict, total=False):
     * `strategy`: which thoughts to grow, by name or as an object.
     * `verifier`: how good a branch is.
     * `budget` limits each planning step, `run_budget` all steps of a run together. A run begins with a message of a
-      human. `prices` are needed for limits in dollars. A `SharedBudget` as `run_budget` is spent together with all that
-      is given the same object: other nodes, sub-graphs, `Send` branches, agents. Both can be changed at run time (see
-      `overrides.py`).
+      human. `prices` are needed for limits in dollars. A plain `run_budget` counts the steps that come one after the
+      other, as `state["tts"]` tells them: steps side by side do not see each other, and of their totals one remains. A
+      `SharedBudget` as `run_budget` holds there too. It is spent together with all that is given the same object: other
+      nodes, sub-graphs, `Send` branches, agents. Both can be changed at run time (see `overrides.py`).
     * `seed`: the same seed gives the same samples, step by step.
     * `barrier`: wait for all that is under way before anything is handled, so that the tree depends on the seed alone.
     * `name`: what the searches are called in traces, followed by the number of the step.
@@ -100,7 +103,9 @@ class Planner:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "made", make_strategy(self.strategy))
-        ledger = self._scope(self._run(self.run_budget, Memory()), self.budget or Budget(), ())  # raises at once
+        check_settings(self.verifier, self.seed)
+        budget = Budget() if self.budget is None else self.budget
+        ledger = self._scope(self._run(self.run_budget, Memory()), budget, ())  # raises at once for what is no budget
         if not self.made.bounded and all(limit is None for limit in (*ledger.limits(), ledger.seconds_left())):
             raise ConfigError(
                 f"strategy {self.made.name!r} of node {self.name!r} goes on until a budget stops it; there is none: "
@@ -112,11 +117,11 @@ class Planner:
     def begin(self, state: Any, config: RunnableConfig | None = None, *, key: str | None = None) -> Step | Update:
         """The step that `state` asks for; the state's update itself if there is nothing to search.
 
-        `config` may change budgets. `key` is what tells the step from others in a shared budget, and is the same when
-        it is resumed; without one it is the number of the step.
+        `config` may change budgets. `key` is the task of the graph that asks: with the root it tells the step from
+        others in a shared budget and in the journal, also when it is resumed. Without one it is the number of the step.
         """
         state = read_state(state)
-        memory = Memory.read(state, self.engine.decode)
+        memory = Memory.read(state, self.engine)
         request = self.dialect.request(state["messages"], memory.decided)
         if isinstance(request, Answer):
             return self._answer(memory, request)
@@ -125,7 +130,13 @@ class Planner:
         budget = overridden(self.budget, self.name, config, every=True)
         account = self.run_budget.open(state, config) if isinstance(self.run_budget, SharedBudget) else None
         run = self._run(overridden(self._own_run_budget, RUN, config), memory) if account is None else account.ledger
-        key = key or f"{self.name}/{memory.step + 1}"
+        if account is None and run.budget != Budget() and forgets(state, self.name):
+            raise ConfigError(
+                f"the run_budget of node {self.name!r} cannot hold: the state has no 'tts', which tells a step what "
+                "the run has used; give the graph's state the keys of PlanState, or hand 'tts' down with the messages"
+            )
+        number = f"{self.name}/{memory.step + 1}"
+        key = number if key is None else call_key(key, number, request.task.root)
         audience = Audience.here(config, name=self.name, candidates=self.stream_candidates)
         step = Step(request, memory, self._scope(run, budget, carried), carried, account, key, audience)
         staged = bool(state.get("search"))  # it was admitted when it began, and holds its decision
@@ -231,41 +242,48 @@ class Planner:
         totals = step.memory.totals.plus(outcome)
         made = step.request.decision(outcome.path)
         if not made:
-            memory = Memory(step.number, step.memory.message, totals=totals)
+            memory = Memory(step.number, step.memory.message, totals=totals, turn=step.memory.turn)
             note = {**summary(outcome), "decision": None}
             return self._update([], memory, note, carried=bool(step.carried))
         decision = made[-1]
         message = self.dialect.decide(decision)
         verdict = outcome.tree.verdicts.get(decision.id)
         score = verdict.score if isinstance(verdict, Verdict) else None
-        message = self._signed(message, outcome, score)
+        message = self._signed(message, outcome, score, step.number)
         decided = Decided(outcome.tree.prefix(decision.id), decision)
-        memory = Memory(step.number, str(message.id), decided, subtree(outcome.tree, decision), totals)
+        found, turn = subtree(outcome.tree, decision), step.memory.turn
+        memory = Memory(step.number, str(message.id), decided, found, totals, turn)
         note = {**summary(outcome), "decision": "".join(thought.text for thought in made)}
         return self._update([message], memory, note, carried=bool(step.carried))
 
     def _edited(self, step: Step, outcome: Outcome, edit: AIMessage) -> Update:
-        message = self._signed(edit, outcome, None)
-        memory = Memory(step.number, str(message.id), totals=step.memory.totals.plus(outcome))
+        message = self._signed(edit, outcome, None, step.number)
+        totals = step.memory.totals.plus(outcome)
+        memory = Memory(step.number, str(message.id), totals=totals, turn=step.memory.turn)
         return self._update(
             [message], memory, {**summary(outcome), "decision": message.text}, carried=bool(step.carried)
         )
 
     def _answer(self, memory: Memory, answer: Answer) -> Update:
         outcome = Outcome((), StopReason.CONVERGED)
-        message = self._signed(AIMessage(answer.text), outcome, None)
-        after = Memory(memory.step + 1, str(message.id), totals=memory.totals)
+        message = self._signed(AIMessage(answer.text), outcome, None, memory.step + 1)
+        after = Memory(memory.step + 1, str(message.id), totals=memory.totals, turn=memory.turn)
         note = {**summary(outcome), "decision": answer.text, "solved": answer.solved}
         return self._update([message], after, note, carried=False)
 
-    @staticmethod
-    def _signed(message: AIMessage, outcome: Outcome, score: float | None) -> AIMessage:
-        note = {"stop": outcome.stop.value, "limit": outcome.limit, "usage": outcome.usage.to_json(), "score": score}
+    def _signed(self, message: AIMessage, outcome: Outcome, score: float | None, number: int) -> AIMessage:
+        note = {
+            "search": f"{self.name}/{number}",
+            "stop": outcome.stop.value,
+            "limit": outcome.limit,
+            "usage": outcome.usage.to_json(),
+            "score": score,
+        }
         metadata = {**message.response_metadata, "tts": note}
         return message.model_copy(update={"id": message.id or f"tts-{uuid4().hex}", "response_metadata": metadata})
 
     def _update(self, messages: list[AIMessage], memory: Memory, outcome: dict[str, Any], *, carried: bool) -> Update:
         return {
             "messages": messages,
-            "tts": {**memory.write(self.engine.decode), "outcome": outcome, "carried": carried},
+            "tts": {**memory.write(self.engine), "outcome": outcome, "carried": carried},
         }

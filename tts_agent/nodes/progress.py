@@ -28,6 +28,7 @@ beginning, the search of a `PlanSearchMiddleware`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Literal, Self, get_args
 
 from tts_agent.budget import Ledger
@@ -44,6 +45,7 @@ from tts_agent.events import (
     Opened,
     Planned,
     Pruned,
+    Reissued,
     Reserved,
     Sampled,
     Settled,
@@ -51,7 +53,7 @@ from tts_agent.events import (
 from tts_agent.search.base import rank
 from tts_agent.thought import ROOT, Thought, Unit, Verdict
 from tts_agent.tree import ThoughtTree
-from tts_agent.usage import ZERO, Usage
+from tts_agent.usage import USAGE_FIELDS, ZERO, Usage
 
 PREFIX = "tts."
 
@@ -59,6 +61,17 @@ Kind = Literal["opened", "expand", "tokens", "thought", "verdict", "merged", "pr
 
 _KINDS = {PREFIX + kind: kind for kind in get_args(Kind)}
 _COMMON = ("type", "node", "search", "task", "at", "branch", "parent", "depth", "value", "usage", "replayed")
+
+_NEEDED = ("node", "search", "task", "at")
+_SHAPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("node", "search", "task"), (str,)),
+    "at": (int,),
+    **dict.fromkeys(("branch", "parent", "depth"), (int, NoneType)),
+    "value": (float, int, NoneType),
+    "usage": (Mapping,),
+    "replayed": (bool,),
+}
+"""What a field that every kind may have can hold."""
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -92,8 +105,24 @@ class Progress:
 
     @staticmethod
     def told(data: Any) -> bool:
-        """Whether `data`, of the `custom` stream, comes from a search; others may write to it as well."""
-        return isinstance(data, Mapping) and data.get("type") in _KINDS
+        """Whether `data`, of the `custom` stream, comes from a search; others may write to it as well.
+
+        What has the type of a search's and not the fields is not told by one.
+        """
+        if not isinstance(data, Mapping):
+            return False
+        kind = data.get("type")
+        return (
+            isinstance(kind, str)
+            and kind in _KINDS
+            and all(name in data for name in _NEEDED)
+            and all(isinstance(data[name], shapes) for name, shapes in _SHAPES.items() if name in data)
+            and _is_usage(data.get("usage", {}))
+        )
+
+
+def _is_usage(data: Mapping[Any, Any]) -> bool:
+    return all(name in USAGE_FIELDS and isinstance(amount, (int, float)) for name, amount in data.items())
 
 
 class Narrator:
@@ -165,6 +194,9 @@ class Narrator:
                 self._of(number, "pruned", reason=reason)
             case Cancelled():
                 self._tell_budget("cancelled", event.usage, reservation=event.reservation, reason="aborted")
+            case Reissued():
+                lost = event.lost.to_json()
+                self._tell_budget("lost", event.usage, reservation=event.reservation, amounts=lost, reason=event.reason)
             case Lost():
                 amounts = event.amounts.to_json()
                 self._tell_budget("lost", ZERO, reservation=event.reservation, amounts=amounts, reason=event.reason)

@@ -85,8 +85,16 @@ def check(wanted: Wanted | None) -> None:
 
 
 def shown(wanted: Wanted | None, outcome: Outcome) -> int:
-    """How many candidates of `outcome` a reviewer is to be shown; 0 if none is asked."""
+    """How many candidates of `outcome` a reviewer is to be shown; 0 if none is asked.
+
+    Raises `ConfigError` if a function says anything else than that.
+    """
     number = 0 if wanted is None else wanted(outcome) if callable(wanted) else wanted
+    if not isinstance(number, int) or number < 0:
+        raise ConfigError(
+            f"the function review={wanted!r} returned {number!r}; it must return a number of candidates, True for "
+            f"{CANDIDATES} of them, or False for no question"
+        )
     return CANDIDATES if number is True else int(number)
 
 

@@ -18,13 +18,13 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from langchain_core.callbacks import AsyncCallbackManager
+from langchain_core.callbacks import AsyncCallbackManager, BaseCallbackManager
 from langchain_core.callbacks.manager import AsyncCallbackManagerForChainRun, AsyncCallbackManagerForLLMRun
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import patch_config
+from langchain_core.runnables.config import ensure_config, patch_config
 from langgraph.constants import TAG_NOSTREAM
 
 from tts_agent.engines.base import Completion, Sampling
@@ -81,6 +81,14 @@ class Runs:
         prefixed = {key if key.startswith("ls_") else f"tts_{key}": value for key, value in about.items()}
         manager.add_metadata({"tts_search": self._search, **prefixed})
         return manager
+
+
+def branches_here() -> Sequence[int]:
+    """The branches of the run of `Runs` that the code which asks stands in."""
+    callbacks = ensure_config().get("callbacks")
+    assert isinstance(callbacks, BaseCallbackManager)
+    found: Sequence[int] = callbacks.metadata["tts_branches"]
+    return found
 
 
 async def _begun(beginning: "Coroutine[Any, Any, R]") -> "R":

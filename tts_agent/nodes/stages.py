@@ -19,7 +19,7 @@ from langgraph.types import Overwrite
 
 from tts_agent.dialect import Dialect
 from tts_agent.engines.base import Engine
-from tts_agent.errors import SearchError
+from tts_agent.errors import ConfigError, SearchError
 from tts_agent.events import Event, Judged, Opened, Pruned
 from tts_agent.loop import run_sync
 from tts_agent.nodes.overrides import know
@@ -45,7 +45,12 @@ class StageNode(Runnable[StagedState, Update]):
 
     async def ainvoke(self, input: StagedState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
         state = read_state(input)
-        log: Log = state.get("search") or []
+        if "search" not in state:
+            raise ConfigError(
+                f"the state has no 'search', where stage {self._stage!r} looks for the search under way; build the "
+                "graph over StagedState, or give the state of yours its keys"
+            )
+        log: Log = state["search"] or []
         asked = Asked.here(self.planner, state, config)
         standing = _shelf.take(log, asked, config)
         if standing is not None:

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict  # pydantic reads no other one before Py
 
 from tts_agent.budget import NOTHING, Amounts
 from tts_agent.dialect import Decided
+from tts_agent.engines.base import Engine
 from tts_agent.errors import ConfigError, LogError
 from tts_agent.events import Carried, Decode, Event, Sampled, from_json, log_from_json, log_to_json, to_json
 from tts_agent.nodes.spent import BUDGETS, merge_budgets
@@ -22,8 +23,10 @@ from tts_agent.thought import Thought
 from tts_agent.tree import ThoughtTree
 from tts_agent.usage import ZERO, Usage
 
-VERSION = 2
+VERSION = 3
 """Version of the `tts` key. Another one is refused."""
+
+_ANEW = "set state['tts'] to {} to begin a new run"
 
 
 Update = dict[str, Any]
@@ -37,6 +40,8 @@ def newest(memory: dict[str, Any], writes: Sequence[dict[str, Any]]) -> dict[str
 
 class PlanState(TypedDict):
     """State of a planning agent. Any state with these keys will do; `tts_budgets` is for shared budgets alone.
+
+    Without `tts` every planning step is the first of a run, so a `run_budget` is refused at the second one.
 
     `tts` is empty at first and replaced by every planning step: never more than one step is kept. Of interest to
     readers are `tts["outcome"]` (decision, stop, limit, solved, usage, lost, thoughts, cut), `tts["carried"]` (whether
@@ -122,7 +127,8 @@ class Memory:
     """What a planning step leaves to the next.
 
     `message` is the id of the AI message that carries the decision; if it is not the newest any more, a new run began
-    or others changed the history, and the memory is void. `subtree` is what was found below the decision.
+    or others changed the history, and what was decided is void. `subtree` is what was found below the decision. `turn`
+    tells the message of a human that began the run, empty if there is none.
     """
 
     step: int = 0
@@ -130,67 +136,109 @@ class Memory:
     decided: Decided | None = None
     subtree: tuple[Carried, ...] = ()
     totals: Totals = field(default_factory=Totals)
+    turn: str = ""
 
     @classmethod
-    def read(cls, state: Mapping[str, Any], decode: Decode) -> "Memory":
-        """The memory in `state`; an empty one where its message is gone.
+    def read(cls, state: Mapping[str, Any], engine: Engine) -> "Memory":
+        """The memory in `state`.
 
-        Where another AI message came after ours, what was decided is void, and the run's account goes on. Where a
-        human wrote after it a new run begins: of the run before only the decision is remembered, so that its ids can
-        be extended.
+        Where the decision's message is gone, or another AI message came after it, what was decided is void, and the
+        run's account goes on. So it is where an engine of another name decided: its ids mean nothing to `engine`.
+        Where a human wrote since, a new run begins: of the run before only the decision is remembered, so that its ids
+        can be extended. Where the decision's message is gone, a summary that is written as a human's counts as such.
 
         Raises `LogError` if another version of this package wrote it, or it is damaged.
         """
-        try:
-            return cls._read(state, decode)
-        except (KeyError, TypeError) as error:
-            raise LogError(
-                f"the planner's memory in state['tts'] is damaged: {error!r}; remove it to begin a new run"
-            ) from error
-
-    @classmethod
-    def _read(cls, state: Mapping[str, Any], decode: Decode) -> "Memory":
         data = state.get("tts")
         if not data:
-            return cls()
+            return cls(turn=_turn(state["messages"]))
+        if not isinstance(data, Mapping):
+            raise LogError(f"state['tts'] is {data!r}, no memory of a planner; {_ANEW}")
         if data.get("version") != VERSION:
-            raise LogError(f"this state has tts version {data.get('version')!r}; this release reads version {VERSION}")
-        after = list(takewhile(lambda message: message.id != data["message"], reversed(state["messages"])))
-        if len(after) == len(state["messages"]):
-            return cls()
-        same_run = not any(isinstance(message, HumanMessage) for message in after)
+            raise LogError(
+                f"this state has tts version {data.get('version')!r}; this release reads version {VERSION}: {_ANEW}"
+            )
+        try:
+            return cls._read(data, state["messages"], engine)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise LogError(f"the planner's memory in state['tts'] is damaged: {error!r}; {_ANEW}") from error
+
+    @classmethod
+    def _read(cls, data: Mapping[str, Any], messages: Sequence[AnyMessage], engine: Engine) -> "Memory":
+        message, turn = _text(data, "message"), _turn(messages)
+        after = list(takewhile(lambda each: getattr(each, "id", None) != message, reversed(messages)))
         decided = None
-        if "decided" in data and not any(isinstance(message, AIMessage) for message in after):
-            sampled = from_json(data["decided"], decode)
-            assert isinstance(sampled, Sampled)
-            decided = Decided(Prefix(unpack_ids(data["prefix"])), sampled.thought)
+        if len(after) < len(messages):
+            same_run = not any(isinstance(each, HumanMessage) for each in after)
+            if "decided" in data and not any(isinstance(each, AIMessage) for each in after):
+                decided = _decided(data, engine)
+        else:
+            same_run = turn in ("", _text(data, "turn"))
         if not same_run:
-            return cls(decided=decided)
-        totals = Totals(Usage.from_json(data["totals"].get("usage", {})), Amounts(**data["totals"].get("lost", {})))
-        if decided is None:
-            return cls(step=data["step"], message=data["message"], totals=totals)
-        carried = log_from_json(data["subtree"], decode)
+            return cls(decided=decided, turn=turn)
         return cls(
-            step=data["step"],
-            message=data["message"],
+            step=_step(data["step"]),
+            message=message,
             decided=decided,
-            subtree=tuple(event for event in carried if isinstance(event, Carried)),
-            totals=totals,
+            subtree=() if decided is None else _carried(data["subtree"], engine.decode),
+            totals=_totals(**data["totals"]),
+            turn=turn or _text(data, "turn"),
         )
 
-    def write(self, decode: Decode) -> dict[str, Any]:
+    def write(self, engine: Engine) -> dict[str, Any]:
         """The memory as plain JSON, token ids packed and texts left out where they follow from the ids."""
         data: dict[str, Any] = {
             "version": VERSION,
             "step": self.step,
             "message": self.message,
+            "turn": self.turn,
             "totals": {"usage": self.totals.usage.to_json(), "lost": self.totals.lost.to_json()},
         }
         if self.decided is not None:
+            data["engine"] = engine.name
             data["prefix"] = pack_ids(self.decided.prefix.ids)
-            data["decided"] = to_json(Sampled(self.decided.thought), decode)
-            data["subtree"] = log_to_json(self.subtree, decode)
+            data["decided"] = to_json(Sampled(self.decided.thought), engine.decode)
+            data["subtree"] = log_to_json(self.subtree, engine.decode)
         return data
+
+
+def _turn(messages: Sequence[AnyMessage]) -> str:
+    """What tells the newest message of a human from others: its id, or its text where it has none; empty if none."""
+    written = next((message for message in reversed(messages) if isinstance(message, HumanMessage)), None)
+    return "" if written is None else written.id or str(written.text)
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    if not isinstance(data[key], str):
+        raise LogError(f"{key} {data[key]!r} is no text")
+    return str(data[key])
+
+
+def _step(number: Any) -> int:
+    if not isinstance(number, int) or number < 0:
+        raise LogError(f"step {number!r} is no number of steps")
+    return number
+
+
+def _totals(usage: Mapping[str, Any], lost: Mapping[str, Any]) -> Totals:
+    for name, amount in (*usage.items(), *lost.items()):
+        if not isinstance(amount, int | float) or not amount >= 0:
+            raise LogError(f"totals {name}={amount!r} is no amount")
+    return Totals(Usage.from_json(usage), Amounts(**lost))
+
+
+def _decided(data: Mapping[str, Any], engine: Engine) -> Decided | None:
+    """What was decided; None if an engine of another name did."""
+    if data["engine"] != engine.name:
+        return None
+    sampled = from_json(data["decided"], engine.decode)
+    if not isinstance(sampled, Sampled):
+        raise LogError(f"what was decided is {sampled.kind!r}, no thought")
+    return Decided(Prefix(unpack_ids(data["prefix"])), sampled.thought)
+
+
+def _carried(subtree: Any, decode: Decode) -> tuple[Carried, ...]:
+    return tuple(event for event in log_from_json(subtree, decode) if isinstance(event, Carried))
 
 
 def subtree(tree: ThoughtTree, decision: Thought) -> tuple[Carried, ...]:
@@ -215,6 +263,16 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "thoughts": len(outcome.tree),
         "cut": outcome.cut,
     }
+
+
+def forgets(state: Mapping[str, Any], name: str) -> bool:
+    """Whether planner `name` has decided in this run, and `state` has no key that could tell what it used."""
+    if "tts" in state:
+        return False
+    run = takewhile(lambda message: not isinstance(message, HumanMessage), reversed(state["messages"]))
+    notes = (message.response_metadata.get("tts") for message in run if isinstance(message, AIMessage))
+    searches = (str(note.get("search", "")) for note in notes if isinstance(note, Mapping))
+    return any(search.rpartition("/")[0] == name for search in searches)
 
 
 def newest_tool_calls(messages: Sequence[AnyMessage]) -> bool:
