@@ -11,7 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, ModelRetryMiddleware
+from langchain.agents.middleware import (
+    AgentMiddleware,
+    HumanInTheLoopMiddleware,
+    ModelRetryMiddleware,
+    SummarizationMiddleware,
+)
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -306,6 +311,16 @@ class TestSubAgents:
         assert working.served.calls <= 9 and left <= 5 and right <= 6
         assert spent(result)["usage"]["calls"] == left + right + 2
 
+    @pytest.mark.parametrize("own", [Budget(calls=500), Budget(total_tokens=10**6)])
+    async def test_dollars_of_a_budget_around_hold_whatever_a_worker_counts(self, own: Budget) -> None:
+        shared = SharedBudget(Budget(dollars=0.004), prices=PRICES, name="team")
+        inner = BudgetMiddleware(own, name="worker", prompt_bound=TextBound())
+        model, agent = self.team(BudgetMiddleware(shared, prompt_bound=TextBound()), [inner], 8, steps=6)
+        result = await agent.ainvoke(GO)
+        assert spent(result, "team")["usage"]["dollars"] == pytest.approx(model.served.dollars)
+        assert 0 < model.served.dollars <= 0.004
+        assert spent(result, "team")["limit"] == "dollars"
+
     async def test_tokens_hold_over_a_whole_team(self) -> None:
         guard = BudgetMiddleware(Budget(total_tokens=4000), prompt_bound=TextBound())
         model, agent = self.team(guard, [BudgetMiddleware(guard.budget, prompt_bound=TextBound())], 12, steps=6)
@@ -418,6 +433,62 @@ class TestCheckpoints:
         result = agent.invoke(GO, THREAD)
         assert spent(result)["usage"]["calls"] == 2 and spent(result, "thread")["usage"]["calls"] == 5
         assert "around" in result["messages"][-1].text or "5 calls" in result["messages"][-1].text
+
+    def test_dollars_and_calls_side_by_side(self) -> None:
+        dear = BudgetMiddleware(
+            SharedBudget(Budget(dollars=0.02), prices=PRICES, name="dear"), prompt_bound=TextBound()
+        )
+        for guards in ([dear, BudgetMiddleware(Budget(calls=500))], [BudgetMiddleware(Budget(calls=500)), dear]):
+            model = Teller(lambda messages, call: "x" * 180 if call > 90 else adding(messages, call), max_tokens=200)
+            result = create_agent(model, [add], middleware=guards).invoke(GO, {"recursion_limit": 400})
+            assert spent(result, "dear")["usage"]["dollars"] == pytest.approx(model.served.dollars)
+            assert 0 < model.served.dollars <= 0.02
+            assert spent(result, "dear")["limit"] == "dollars"
+
+    @pytest.mark.parametrize("fresh", [False, True])
+    def test_a_summary_does_not_end_a_run_that_a_human_interrupts(self, fresh: bool) -> None:
+        model, saver = Teller(adding), InMemorySaver()
+
+        def make() -> Any:
+            inside = [
+                SummarizationMiddleware(Teller(lambda m, c: "so far"), trigger=("messages", 5), keep=("messages", 2)),
+                BudgetMiddleware(Budget(calls=5)),
+                HumanInTheLoopMiddleware(interrupt_on={"add": True}),
+            ]
+            return create_agent(model, [add], middleware=inside, checkpointer=saver)
+
+        agent, no = make(), Command(resume={"decisions": [{"type": "reject", "message": "no"}]})
+        for runs in (1, 2):  # and what somebody writes begins a new one
+            result = agent.invoke(GO, THREAD)
+            for _ in range(9):
+                agent = make() if fresh else agent
+                if "__interrupt__" not in result:
+                    break
+                result = agent.invoke(no, THREAD)
+            assert model.served.calls == 5 * runs and spent(result)["usage"]["calls"] == 5
+            assert "5 calls" in result["messages"][-1].text
+
+    def test_a_run_that_dies_in_a_summary_goes_on_in_its_account(self) -> None:
+        class Killed(BaseException):
+            pass
+
+        def summary(messages: Sequence[BaseMessage], call: int) -> str:
+            if not call:
+                raise Killed
+            return "so far"
+
+        model, teller, saver = Teller(adding), Teller(summary), InMemorySaver()
+
+        def make() -> Any:
+            inside = SummarizationMiddleware(teller, trigger=("messages", 7), keep=("messages", 2))
+            return create_agent(
+                model, [add], middleware=[inside, BudgetMiddleware(Budget(calls=5))], checkpointer=saver
+            )
+
+        with pytest.raises(Killed):
+            make().invoke(GO, THREAD)
+        assert 0 < model.served.calls < 5
+        assert spent(make().invoke(None, THREAD))["usage"]["calls"] == 5 == model.served.calls
 
     def test_a_result_that_is_passed_on_begins_a_new_run(self) -> None:
         agent = create_agent(Teller(lambda messages, call: "hello"), [], middleware=[BudgetMiddleware(Budget(calls=1))])

@@ -4,20 +4,24 @@ import asyncio
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware
+from langchain.agents.middleware import AgentMiddleware, ModelRetryMiddleware
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
 from tests.middleware.world import Teller, add, calls
@@ -26,9 +30,10 @@ from tools.calculator import calculator
 from tts_agent import BestFirst, Budget
 from tts_agent.engines import Fault
 from tts_agent.errors import EngineUnavailable
-from tts_agent.middleware import BudgetMiddleware, Candidate, PlanSearchMiddleware, TreeSearchMiddleware
+from tts_agent.middleware import BudgetMiddleware, Candidate, PlanSearchMiddleware, TextBound, TreeSearchMiddleware
 from tts_agent.pocket import countdown_verifier
 from tts_agent.pocket.dialect import CountdownDialect
+from tts_agent.usage import Usage
 
 GO: Any = {"messages": [HumanMessage("go")]}
 THREAD: Any = {"configurable": {"thread_id": "1"}}
@@ -127,6 +132,135 @@ async def test_what_was_settled_is_counted_once_in_the_budget_around(sync: bool,
     entry = result["tts_budgets"]["agent"]
     # Nobody can tell another process of the call that was under way when its process was killed.
     assert entry["usage"]["calls"] + entry["lost"].get("calls", 0) == world.model.served.calls - other
+
+
+class Breaks(AgentMiddleware[Any, Any, Any]):
+    """Around a search: after its decision, and before the graph has it, something happens once."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.calls = how, 0
+
+    def _break(self) -> None:
+        self.calls += 1
+        if self.how == "asks":
+            interrupt("approve?")
+        elif self.calls == 1:
+            raise Killed if self.how == "is killed" else RuntimeError("broken")
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        response = handler(request)
+        self._break()
+        return response
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        response = await handler(request)
+        self._break()
+        return response
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("other", [True, False])
+@pytest.mark.parametrize("how", ["asks", "is killed", "fails"])
+async def test_a_decision_that_the_graph_does_not_have_yet_is_given_back(sync: bool, other: bool, how: str) -> None:
+    world, saver, breaks = World(), InMemorySaver(), Breaks(how)
+    world.model.faults = {2: "raises late"}  # what failed was charged too
+    guard = BudgetMiddleware(Budget(calls=30))
+    if how == "asks":
+        await finish(world.agent(saver, guard, breaks), sync)
+    else:
+        with pytest.raises(Killed if how == "is killed" else RuntimeError):
+            await finish(world.agent(saver, guard, breaks), sync)
+    again = BudgetMiddleware(Budget(calls=30)) if other else guard
+    result = await finish(world.agent(saver, again, breaks), sync, Command(resume=True) if how == "asks" else None)
+    if how == "asks":  # for its second decision, too
+        assert world.model.served.calls == 12 and "__interrupt__" in result
+        result = await finish(world.agent(saver, again, breaks), sync, Command(resume=True))
+    assert world.model.served.calls == 12 and len(world.judge.asked) == 11
+    assert result["messages"][1].tool_calls[0]["args"]["a"] == 5 and result["messages"][-1].text == "11"
+    assert result["messages"][-1].response_metadata["tts"]["candidates"] == 6
+    entry = result["tts_budgets"]["agent"]
+    assert entry["usage"]["calls"] + entry["lost"].get("calls", 0) == 12
+
+
+class Rates:
+    """A judge that asks a model of its own."""
+
+    def __init__(self) -> None:
+        self.model = Teller(lambda messages, call: "fine", max_tokens=20)
+
+    def __call__(self, candidate: Candidate) -> float:
+        self.model.invoke("rate")
+        return 0.5
+
+
+@given(
+    killed_at=st.integers(0, 12),
+    faults=st.dictionaries(st.integers(0, 6).map(lambda place: 2 * place), st.sampled_from(["raises late", "silent"])),
+    rates=st.booleans(),
+    limit=st.integers(12, 40),
+)
+@settings(max_examples=30)
+def test_all_that_stored_candidates_had_cost_is_charged_in_another_process(
+    killed_at: int, faults: dict[int, Any], rates: bool, limit: int
+) -> None:
+    """Retries inside a candidate, calls of its judge, and calls that nobody told the usage of."""
+    model, judge, saver = Teller(lambda messages, call: f"answer {call}", max_tokens=50), Rates(), InMemorySaver()
+
+    def agent() -> Any:
+        guard = BudgetMiddleware(Budget(calls=limit, total_tokens=10**6), prompt_bound=TextBound())
+        search = PlanSearchMiddleware(8, judge=judge if rates else lambda candidate: 0.5, concurrency=1)
+        retry = ModelRetryMiddleware(max_retries=1, initial_delay=0, jitter=False)
+        return create_agent(model, [], middleware=[guard, search, retry], checkpointer=saver)
+
+    async def killed() -> None:
+        run = asyncio.create_task(agent().ainvoke(GO, THREAD))
+        while model.served.calls <= killed_at and not run.done():
+            await asyncio.sleep(0.001)
+        run.cancel()
+        with suppress(asyncio.CancelledError):
+            await run
+
+    model.faults = {**faults, killed_at: "hangs"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a budget is soft where nobody tells the usage
+        asyncio.run(killed())
+        model.faults = faults
+        before = model.served.calls
+        result = agent().invoke(None, THREAD)
+    made = model.served.calls + judge.model.served.calls
+    # Nobody can tell of the call that was under way, and of one that failed before it in the same candidate.
+    unknown = (1 + (faults.get(killed_at - 1) == "raises late")) * (before > killed_at)
+    entry = result["tts_budgets"]["agent"]
+    calls = entry["usage"]["calls"] + entry["lost"].get("calls", 0)
+    assert made - unknown == calls <= limit
+    spent = Usage.from_json(entry["usage"]).total + entry["lost"].get("total_tokens", 0)
+    assert spent >= model.served.total + judge.model.served.total - unknown * 60
+
+
+@pytest.mark.parametrize("later", range(16))
+async def test_a_candidate_is_charged_once_whenever_its_run_is_cancelled(later: int) -> None:
+    """`later` turns of the event loop after a candidate was judged: before it is stored, and before it is given out."""
+    saver, guard = InMemorySaver(), BudgetMiddleware(Budget(calls=100))
+    model = Teller(lambda messages, call: str(call))
+
+    def judge(candidate: Candidate) -> float:
+        if candidate.text == "1":
+            wait(later)
+        return 0.5
+
+    def wait(turns: int) -> None:
+        asyncio.get_running_loop().call_soon(wait, turns - 1) if turns else run.cancel()
+
+    search = PlanSearchMiddleware(3, judge=judge, concurrency=1)
+    agent = create_agent(model, [], middleware=[guard, search], checkpointer=saver)
+    run = asyncio.create_task(agent.ainvoke(GO, THREAD))
+    with suppress(asyncio.CancelledError):
+        await run
+    result = await agent.ainvoke(None, THREAD)
+    entry = result["tts_budgets"]["agent"]
+    # A call that is cancelled is charged in full, also if the model had not begun it.
+    assert entry["usage"]["calls"] <= model.served.calls <= entry["usage"]["calls"] + entry["lost"].get("calls", 0)
 
 
 async def test_candidates_side_by_side_outlive_a_cancelled_run() -> None:
@@ -234,6 +368,24 @@ class TestStructuredOutput:
             result = await agent.ainvoke(None, THREAD)
         assert seen == [0, 1, 2, 4] and model.served.calls == 5
         assert result["structured_response"] == Fact(value=1)
+
+    @pytest.mark.parametrize("strict", [True, False])
+    async def test_it_is_whole_in_a_decision_that_was_stored(self, strict: bool, tmp_path: Path) -> None:
+        model = Teller(self.text)
+        async with AsyncSqliteSaver.from_conn_string(str(tmp_path / "saved.db")) as saver:
+            if strict:
+                saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
+            search = PlanSearchMiddleware(3, judge=lambda candidate: 0.5, concurrency=1)
+            agent = create_agent(
+                model,
+                [],
+                response_format=ProviderStrategy(Fact),
+                middleware=[Breaks("asks"), search],
+                checkpointer=saver,
+            )
+            await agent.ainvoke(GO, THREAD)
+            result = await agent.ainvoke(Command(resume=True), THREAD)
+        assert model.served.calls == 3 and isinstance(result["structured_response"], Fact)
 
 
 class Kills(AgentMiddleware[Any, Any, Any]):

@@ -5,8 +5,12 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import HumanMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command, interrupt
+from pydantic import BaseModel
 
 from tests.middleware.world import Teller
 from tests.nodes.table import CountdownEngine, make_engine
@@ -73,6 +77,74 @@ def test_without_a_decision_the_agent_says_so() -> None:
     tree = search(engine, strategy=BestFirst(max_expansions=3), budget=Budget(calls=9, commit_tokens=0))
     result = create_agent(Teller(unused), [calculator], middleware=[tree]).invoke(PUZZLE)
     assert result["messages"][-1].text.startswith("I found no next step")
+
+
+class Fact(BaseModel):
+    value: int
+
+
+@pytest.mark.parametrize("asked", [ToolStrategy(Fact), ProviderStrategy(Fact)])
+@pytest.mark.parametrize("sync", [True, False])
+def test_without_a_decision_there_is_no_structured_output(sync: bool, asked: Any) -> None:
+    engine = make_engine(script=lambda prefix, seed: "nonsense\n")
+    tree = search(engine, strategy=BestFirst(max_expansions=3), budget=Budget(calls=9, commit_tokens=0))
+    agent = create_agent(Teller(unused), [calculator], middleware=[tree], response_format=asked)
+    result = agent.invoke(PUZZLE) if sync else asyncio.run(agent.ainvoke(PUZZLE))
+    assert result["messages"][-1].text.startswith("I found no next step")
+    assert result.get("structured_response") is None
+
+
+class Asks(AgentMiddleware[Any, Any, Any]):
+    """A human is asked about each decision."""
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        response = handler(request)
+        interrupt("approve?")
+        return response
+
+    async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+        response = await handler(request)
+        interrupt("approve?")
+        return response
+
+
+@pytest.mark.parametrize("durability", ["sync", "exit"])
+@pytest.mark.parametrize("other", [True, False])
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_step_whose_node_runs_again_is_charged_for_what_it_made(sync: bool, other: bool, durability: Any) -> None:
+    """Where nothing is stored before the graph ends, a step is searched again, and both searches cost."""
+    engine, saver, config = make_engine(), InMemorySaver(), {"configurable": {"thread_id": "1"}}
+    agents = []
+    for _ in range(2):
+        middleware = [BudgetMiddleware(Budget(calls=500)), Asks(), search(engine)]
+        agents.append(create_agent(Teller(unused), [calculator], middleware=middleware, checkpointer=saver))
+
+    def run(agent: Any, start: Any) -> Any:
+        if sync:
+            return agent.invoke(start, config, durability=durability)
+        return asyncio.run(agent.ainvoke(start, config, durability=durability))
+
+    result, decisions = run(agents[0], PUZZLE), 0
+    while "__interrupt__" in result:
+        decisions += 1
+        # An agent that goes on elsewhere does not hear of a search that nobody stored.
+        result = run(agents[decisions % 2 if other and durability == "sync" else 0], Command(resume=True))
+    entry = result["tts_budgets"]["agent"]
+    assert decisions == 4 and entry["usage"]["calls"] == engine.served.calls and not entry["lost"]
+
+
+def test_a_step_that_is_searched_twice_is_charged_twice() -> None:
+    """An outer middleware may ask for a decision again, and nothing is stored that would be told again."""
+
+    class Twice(AgentMiddleware[Any, Any, Any]):
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            handler(request)
+            return handler(request)
+
+    engine = make_engine()
+    middleware = [BudgetMiddleware(Budget(calls=500)), Twice(), search(engine)]
+    result = create_agent(Teller(unused), [calculator], middleware=middleware).invoke(PUZZLE)
+    assert result["tts_budgets"]["agent"]["usage"]["calls"] == engine.served.calls
 
 
 def test_a_budget_of_the_run_belongs_around_it() -> None:

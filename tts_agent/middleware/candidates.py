@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
@@ -13,12 +14,17 @@ from langgraph.errors import GraphBubbleUp
 
 from tts_agent.engines.base import Capabilities, Completion, Label, LabelScores, Sampling
 from tts_agent.errors import ConfigError
+from tts_agent.events import Carried
 from tts_agent.middleware.journal import Ask
 from tts_agent.middleware.meter import reported
+from tts_agent.nodes.runs import Runs, branches_here
+from tts_agent.nodes.traced import TracedVerifier
 from tts_agent.prefix import Prefix
 from tts_agent.task import Task
-from tts_agent.thought import Reading, Thought, Unverified, Verdict
+from tts_agent.thought import ROOT, Reading, Thought, Unverified, Verdict
+from tts_agent.tree import Branch, ThoughtTree
 from tts_agent.usage import ZERO, Usage
+from tts_agent.verifiers.base import Scope
 
 END = 2**32 - 1
 """The id that stands after a response."""
@@ -95,6 +101,27 @@ def _failure(error: Exception) -> Unverified:
     return Unverified(f"{type(error).__name__}: {error}", JUDGE)
 
 
+class _Judging:
+    """A judge, asked about one candidate, as a verifier that can be traced."""
+
+    name: str = JUDGE
+    scope: Scope = "thought"
+
+    def __init__(self, judge: Judge, candidate: Candidate) -> None:
+        self._judge, self._candidate = judge, candidate
+
+    def bound(self, prompt: int) -> Usage:
+        return ZERO
+
+    async def __call__(self, branches: Sequence[Branch]) -> list[Said]:
+        score = self._judge(self._candidate)
+        return [_said(await score if isinstance(score, Awaitable) else score)]
+
+
+_branch: ContextVar[int] = ContextVar("tts_agent_candidate")
+"""The branch that what is asked for here becomes, where that is traced."""
+
+
 # Values that are the same for every decision, which an agent with one candidate would feel.
 @lru_cache(64)
 def _sampling(max_tokens: int) -> Sampling:
@@ -110,7 +137,8 @@ class CandidateEngine:
     """Samples responses to one request by calling the handler, at most `concurrency` at once.
 
     An id stands for a whole response. What raises is an invalid sample and does not touch the others. `prompt` is the
-    estimated size of the request in tokens, which a budget of the search may need.
+    estimated size of the request in tokens, which a budget of the search may need. With `runs`, each question to the
+    judge is a run.
     """
 
     name = "handler"
@@ -118,12 +146,20 @@ class CandidateEngine:
         ids=False, continues=False, seeds=False, label_logprobs=False, aborts=False, end_ids=(END,)
     )
 
-    def __init__(self, request: ModelRequest[Any], *, judge: Judge | None, concurrency: int, prompt: int = 1) -> None:
+    def __init__(
+        self,
+        request: ModelRequest[Any],
+        *,
+        judge: Judge | None,
+        concurrency: int,
+        prompt: int = 1,
+        runs: Runs | None = None,
+    ) -> None:
         self.request = request
         self.ask: Ask | None = None
         """Has the model answer once; to be set before the search begins."""
         self.errors: list[Exception] = []
-        self._judge = judge
+        self._judge, self._runs = judge, runs
         self._verdicts: dict[str, Said | asyncio.Task[Said]] = {}  # by what a candidate wants to do
         self._found: dict[int, Candidate] = {}  # by the identity of the response
         self._gate = asyncio.Semaphore(concurrency)
@@ -163,13 +199,24 @@ class CandidateEngine:
             said = self._verdicts[key] = self._begin(self._judge, candidate)
         return await asyncio.shield(said) if isinstance(said, asyncio.Task) else said
 
-    @staticmethod
-    def _begin(judge: Judge, candidate: Candidate) -> "Said | asyncio.Task[Said]":
+    def _begin(self, judge: Judge, candidate: Candidate) -> "Said | asyncio.Task[Said]":
+        if self._runs is not None:
+            return asyncio.create_task(self._traced(judge, candidate, self._runs))
         try:
             score = judge(candidate)
             return asyncio.create_task(_awaited(score)) if isinstance(score, Awaitable) else _said(score)
         except Exception as error:  # foreign code: its failure is not a verdict
             return _failure(error)
+
+    @staticmethod
+    async def _traced(judge: Judge, candidate: Candidate, runs: Runs) -> Said:
+        thought = Thought(_branch.get(), ROOT, 0, (), candidate.text)
+        branch = Branch(ThoughtTree([Carried(thought)]), thought, Prefix())
+        try:
+            (said,) = await TracedVerifier(_Judging(judge, candidate), runs)([branch])
+        except Exception as error:  # foreign code, as above
+            return _failure(error)
+        return said
 
     def _read(self, parent: Thought | None, text: str) -> Reading:
         return self._readings[text]
@@ -180,6 +227,8 @@ class CandidateEngine:
     async def complete(self, index: int) -> Completion:
         """One call of the handler, when there is room for it. Used by the engine's streams."""
         async with self._gate:
+            if self._runs is not None:
+                _branch.set(branches_here()[index])
             try:
                 assert self.ask is not None
                 answer = await self.ask(self.request)
@@ -234,9 +283,11 @@ class CandidateEngine:
     async def aclose(self) -> None:
         """Stop the judges that are still at it; calls end with their streams."""
         self.ask = None  # it knows this engine: without the ring all of this is freed at once
-        for said in self._verdicts.values():
-            if isinstance(said, asyncio.Task):
-                said.cancel()
+        judging = [said for said in self._verdicts.values() if isinstance(said, asyncio.Task)]
+        for said in judging:
+            said.cancel()
+        if self._runs is not None and judging:
+            await asyncio.wait(judging)  # their runs are to be ended
 
 
 class CandidateStream:

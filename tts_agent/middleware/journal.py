@@ -2,30 +2,33 @@
 
 When an agent resumes, its search begins anew and asks for the same answers in the same order, and those that were
 stored are given back with their verdicts. Which answer is which does not matter: all are samples of one request. What
-failed is not stored, so it is tried again.
+failed is not stored, so it is tried again. A search that had ended is not begun anew: what came of it is stored too.
+
+With an answer lies what was charged while it was made (retries and calls of its judge included), so that the budgets of
+another process know of it before they admit anything.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextvars import copy_context
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import Context, copy_context
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
-from langchain_core.messages import AIMessage
 from langgraph.config import get_config
 from langgraph.func import entrypoint, task
 from pydantic import TypeAdapter
 
 from tts_agent.events import verdict_from_json, verdict_to_json
-from tts_agent.middleware.meter import current_meter, reported
-from tts_agent.nodes.place import Place
+from tts_agent.middleware.meter import current_meter
+from tts_agent.middleware.tally import Tally, current_tally
+from tts_agent.nodes.place import Attempts, Place, own_space
 from tts_agent.nodes.plan import hidden
+from tts_agent.nodes.shared import Run
 from tts_agent.thought import Unverified, Verdict
 from tts_agent.usage import Usage
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,17 @@ def stores() -> bool:
         return False
 
 
-async def akept(work: Callable[[Ask], Awaitable[T]], ask: Ask) -> T:
-    """`await work(ask)`, every answer of `ask` made durable."""
-    done: list[T] = []
+async def akept(
+    work: Callable[[Ask], Awaitable[ModelResponse[Any]]], ask: Ask, request: ModelRequest[Any]
+) -> ModelResponse[Any]:
+    """`await work(ask)` for `request`, every answer of `ask` made durable, and what comes of it."""
+    step = _Step(request)
 
     @entrypoint()
-    async def search(_: dict[str, Any]) -> entrypoint.final[None, None]:
+    async def search(_: dict[str, Any]) -> entrypoint.final[dict[str, Any], None]:
+        if step.resumed:
+            step.recall(await _journals().astored())
+
         @task
         async def answer(call: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
             return await call()
@@ -61,27 +69,37 @@ async def akept(work: Callable[[Ask], Awaitable[T]], ask: Ask) -> T:
         inside = copy_context()  # tasks belong to this entrypoint, wherever the search asks from
 
         async def kept(request: ModelRequest[Any]) -> Answer:
-            outside, made = copy_context(), _Made(request)
+            made = _Made(step, request)
+            outside = made.context()
 
             async def call() -> dict[str, Any]:
                 # The model's run is one of the caller's, not one of the journal.
-                return made.pack(await asyncio.create_task(_coroutine(ask(request)), context=outside))
+                with made.settled():
+                    return made.pack(await asyncio.create_task(_asked(ask, request), context=outside))
 
             return made.unpack(await inside.copy().run(answer, call))
 
-        done.append(await work(kept))
-        return entrypoint.final(value=None, save=None)
+        return entrypoint.final(value=step.pack(await work(kept)), save=None)
 
-    await search.ainvoke({}, hidden(None))
-    return done[0]
+    return step.unpack(await search.ainvoke({}, hidden(None)))
 
 
-def kept(work: Callable[[Callable[[ModelRequest[Any]], Answer]], T], ask: Callable[[ModelRequest[Any]], Answer]) -> T:
-    """`work(ask)`, every answer of `ask` made durable. `ask` may be called by any thread, in a context of its own."""
-    done: list[T] = []
+def kept(
+    work: Callable[[Callable[[ModelRequest[Any]], Answer]], ModelResponse[Any]],
+    ask: Callable[[ModelRequest[Any]], Answer],
+    request: ModelRequest[Any],
+) -> ModelResponse[Any]:
+    """`work(ask)` for `request`, every answer of `ask` made durable, and what comes of it.
+
+    `ask` may be called by any thread, in a context of its own.
+    """
+    step = _Step(request)
 
     @entrypoint()
-    def search(_: dict[str, Any]) -> entrypoint.final[None, None]:
+    def search(_: dict[str, Any]) -> entrypoint.final[dict[str, Any], None]:
+        if step.resumed:
+            step.recall(_journals().stored())
+
         @task
         def answer(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             return call()
@@ -89,56 +107,122 @@ def kept(work: Callable[[Callable[[ModelRequest[Any]], Answer]], T], ask: Callab
         inside = copy_context()
 
         def kept_answer(request: ModelRequest[Any]) -> Answer:
-            outside, made = copy_context(), _Made(request)
-            future = inside.copy().run(answer, lambda: made.pack(outside.run(ask, request)))
-            return made.unpack(future.result())
+            made = _Made(step, request)
+            outside = made.context()
 
-        done.append(work(kept_answer))
-        return entrypoint.final(value=None, save=None)
+            def call() -> dict[str, Any]:
+                with made.settled():
+                    return made.pack(outside.run(ask, request))
 
-    search.invoke({}, hidden(None))
-    return done[0]
+            return made.unpack(inside.copy().run(answer, call).result())
+
+        return entrypoint.final(value=step.pack(work(kept_answer)), save=None)
+
+    return step.unpack(search.invoke({}, hidden(None)))
+
+
+def _journals() -> Attempts:
+    """Where the answers lie that the running entrypoint is given back."""
+    config = get_config()
+    return Attempts.of(config, own_space(config))
+
+
+class _Step:
+    """What came of one request, on its way into the journal, or out of it."""
+
+    def __init__(self, request: ModelRequest[Any]) -> None:
+        self._request = request
+        self._response: ModelResponse[Any] | None = None  # once it was made here
+        meter = current_meter()
+        self.accounts = () if meter is None else meter.accounts
+        """Of the budgets around."""
+        self.resumed = Run.current().resumed
+        """Whether answers may be stored that others made."""
+        self.charged: dict[str, dict[str, Any]] = {}
+        """What each answer was charged, failed ones too, by their ids."""
+
+    def recall(self, stored: Iterable[Any]) -> None:
+        """Know what was charged for all that is stored, before anything new is admitted to what is left."""
+        for value in stored:
+            if isinstance(value, dict) and "charged" in value:
+                self._learn(value["charged"])
+
+    def pack(self, response: ModelResponse[Any]) -> dict[str, Any]:
+        """What the checkpointer keeps: LangGraph does not run an entrypoint again that has ended."""
+        self._response = response
+        return {**_packed(response), "charged": self.charged}
+
+    def unpack(self, stored: dict[str, Any]) -> ModelResponse[Any]:
+        """The response; of one that was made before, all that was charged for it is known."""
+        if self._response is not None:
+            return self._response
+        self._learn(stored["charged"])
+        self.count(stored["charged"])
+        return _unpacked(stored, self._request)
+
+    def count(self, charged: Mapping[str, dict[str, Any]]) -> None:
+        """Have what was stored count in the answer that this step is a part of, if it is one."""
+        self.charged |= charged
+        if (tally := current_tally()) is not None:
+            for usage in charged.values():
+                tally.add(Usage.from_json(usage))
+
+    def _learn(self, charged: Mapping[str, dict[str, Any]]) -> None:
+        for account in self.accounts:
+            for call, usage in charged.items():
+                account.learn_call(call, Usage.from_json(usage))
 
 
 class _Made:
     """One answer on its way into the journal, or out of it."""
 
-    def __init__(self, request: ModelRequest[Any]) -> None:
-        self._request = request
-        self._id = ""  # once it was made here
-        self._answer: Answer | None = None
+    def __init__(self, step: _Step, request: ModelRequest[Any]) -> None:
+        self._step, self._request = step, request
+        self._id, self._tally = uuid4().hex, Tally()
+        self._answer: Answer | None = None  # once it was made here
+
+    def context(self) -> Context:
+        """A copy of the caller's, to make the answer in."""
+        context = copy_context()
+        self._tally.begin(context)
+        return context
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """The budgets around know of the answer, whatever becomes of it: they were charged as it was made."""
+        try:
+            yield
+        finally:
+            self._step.charged[self._id] = self._tally.charged.to_json()
+            for account in self._step.accounts:
+                account.learn_call(self._id, None)
 
     def pack(self, answer: Answer) -> dict[str, Any]:
         """What the checkpointer keeps."""
-        self._id, self._answer = uuid4().hex, answer
-        response, verdict = answer.response, answer.verdict
+        self._answer = answer
         return {
-            "id": self._id,
-            "messages": response.result,
-            "structured": response.structured_response,
-            "kind": type(response.structured_response).__name__,
-            "verdict": None if verdict is None else verdict_to_json(verdict),
+            **_packed(answer.response),
+            "verdict": None if answer.verdict is None else verdict_to_json(answer.verdict),
+            "charged": {self._id: self._tally.charged.to_json()},
         }
 
     def unpack(self, stored: dict[str, Any]) -> Answer:
-        """The answer. One that another process made is charged to the budgets around, which could not be told of it."""
-        here = stored["id"] == self._id
-        if here and self._answer is not None:
-            answer = self._answer
-        else:
-            structured = _revived(stored["structured"], stored["kind"], self._request)
-            verdict = None if stored["verdict"] is None else verdict_from_json(stored["verdict"])
-            answer = Answer(ModelResponse(result=stored["messages"], structured_response=structured), verdict)
-        if (meter := current_meter()) is not None:
-            used = None if here else meter.priced(_used(answer.response))
-            for account in meter.accounts:
-                account.learn_call(stored["id"], used)
-        return answer
+        """The answer."""
+        if self._answer is not None:
+            return self._answer
+        self._step.count(stored["charged"])
+        verdict = None if stored["verdict"] is None else verdict_from_json(stored["verdict"])
+        return Answer(_unpacked(stored, self._request), verdict)
 
 
-def _used(response: ModelResponse[Any]) -> Usage:
-    said = [reported(message) for message in response.result if isinstance(message, AIMessage)]
-    return next((usage for usage in said if usage is not None), Usage(calls=1))
+def _packed(response: ModelResponse[Any]) -> dict[str, Any]:
+    structured = response.structured_response
+    return {"messages": response.result, "structured": structured, "kind": type(structured).__name__}
+
+
+def _unpacked(stored: dict[str, Any], request: ModelRequest[Any]) -> ModelResponse[Any]:
+    structured = _revived(stored["structured"], stored["kind"], request)
+    return ModelResponse(result=stored["messages"], structured_response=structured)
 
 
 def _revived(value: Any, kind: str, request: ModelRequest[Any]) -> Any:
@@ -153,5 +237,5 @@ def _revived(value: Any, kind: str, request: ModelRequest[Any]) -> Any:
     return value if known is None else TypeAdapter(known).validate_python(value)
 
 
-async def _coroutine(awaitable: Awaitable[T]) -> T:
-    return await awaitable
+async def _asked(ask: Ask, request: ModelRequest[Any]) -> Answer:
+    return await ask(request)

@@ -2,7 +2,7 @@
 
 LangChain asks the handlers of a call before it calls the model, and what they raise stops the call. So a call is
 admitted where it happens, however it came about: through middleware that retries or samples several times, in a tool,
-or in an agent that a tool runs.
+or in an agent that a tool runs. For those who listen to the graph a call that is refused ends with the refusal.
 """
 
 import logging
@@ -10,16 +10,22 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import iscoroutinefunction
 from typing import Any
 from uuid import UUID
 
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
+from langchain_core.callbacks.manager import handle_event
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables.config import ensure_config
 from langchain_core.tracers.context import register_configure_hook
 
+from tts_agent.budget import Ledger
 from tts_agent.errors import BudgetError
+from tts_agent.loop import in_a_loop
 from tts_agent.middleware.bounds import PromptBound, estimate
+from tts_agent.middleware.tally import current_tally
 from tts_agent.nodes.account import Account, JointLedger
 from tts_agent.usage import ZERO, Prices, Usage
 
@@ -64,27 +70,40 @@ class Meter(BaseCallbackHandler):
         """Calls that were let through."""
         self._caps = caps
         self._said = set() if said is None else said  # warnings given before
-        self._open: dict[int, Usage] = {}
+        self._open: dict[int, tuple[Usage, Ledger]] = {}  # what was reserved, and in which scope
+
+    @property
+    def scope(self) -> Ledger:
+        """The ledger to which work is charged that begins in this context."""
+        tally = current_tally()
+        return self.ledger if tally is None else tally.scope(self.ledger)
 
     # --- LangChain calls these
 
     def on_chat_model_start(
         self, serialized: Any, messages: list[list[BaseMessage]], *, run_id: UUID, **kwargs: Any
     ) -> None:
-        self._admit(run_id.int, messages[0], _params(serialized, kwargs))
+        try:
+            self._admit(run_id.int, messages[0], _params(serialized, kwargs))
+        except Exception as error:
+            self._tell(error, run_id, kwargs)
+            raise
 
     def on_llm_start(self, serialized: Any, prompts: list[str], *, run_id: UUID, **kwargs: Any) -> None:
-        self._admit(run_id.int, [HumanMessage(prompt) for prompt in prompts], _params(serialized, kwargs))
+        try:
+            self._admit(run_id.int, [HumanMessage(prompt) for prompt in prompts], _params(serialized, kwargs))
+        except Exception as error:
+            self._tell(error, run_id, kwargs)
+            raise
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **kwargs: Any) -> None:
-        ledger = self.ledger
-        with ledger.held():
-            bound = self._open.pop(run_id.int, None)
-            if bound is None:
+        with self.ledger.held():
+            opened = self._open.pop(run_id.int, None)
+            if opened is None:
                 return  # given up before, and charged in full
-            usage = self._used(response, bound)
-            ledger.charge(run_id.int, usage)
-            ledger.release(run_id.int)
+            bound, scope = opened
+            scope.charge(run_id.int, self._used(response, bound))
+            scope.release(run_id.int)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         self._lose(run_id.int)
@@ -98,8 +117,9 @@ class Meter(BaseCallbackHandler):
         with self.ledger.held():
             if unit := self.refuses(bound):
                 raise BudgetRefusal(unit, self.ledger.name)
-            self.ledger.reserve(reservation, bound)
-            self._open[reservation] = bound
+            scope = self.scope
+            scope.reserve(reservation, bound)
+            self._open[reservation] = bound, scope
             self.admitted += 1
 
     def _bound(self, messages: Sequence[BaseMessage], params: Mapping[str, Any]) -> Usage:
@@ -148,6 +168,27 @@ class Meter(BaseCallbackHandler):
     def priced(self, usage: Usage) -> Usage:
         return usage if self.prices is None else usage._replace(dollars=self.prices.dollars(usage))
 
+    # --- telling
+
+    def _tell(self, error: Exception, run_id: UUID, about: Mapping[str, Any]) -> None:
+        """Tell those who heard that a call begins that it ends with `error`, a refusal or what a `prompt_bound` raised.
+
+        LangChain ends no run that a handler stops. Known are the handlers of the graph; those of a model alone are not.
+        """
+        manager = ensure_config().get("callbacks")
+        if not isinstance(manager, BaseCallbackManager):
+            return
+        # After this handler LangChain asks those that do not run inline, in an asynchronous call, and those that are
+        # awaited, in a synchronous one.
+        waits = in_a_loop()
+        heard = [
+            each
+            for each in manager.handlers
+            if each is not self and (each.run_inline if waits else not iscoroutinefunction(each.on_llm_error))
+        ]
+        ids = {name: about.get(name) for name in ("parent_run_id", "tags")}
+        handle_event(heard, "on_llm_error", "ignore_llm", error, run_id=run_id, **ids)
+
     # --- settling
 
     def _used(self, response: LLMResult, bound: Usage) -> Usage:
@@ -163,11 +204,11 @@ class Meter(BaseCallbackHandler):
 
     def _lose(self, reservation: int) -> None:
         """Charge a call in full of which nobody knows what it used."""
-        ledger = self.ledger
-        with ledger.held():
-            if self._open.pop(reservation, None) is not None:
-                ledger.lose(reservation)
-                ledger.release(reservation)
+        with self.ledger.held():
+            if (opened := self._open.pop(reservation, None)) is not None:
+                _, scope = opened
+                scope.lose(reservation)
+                scope.release(reservation)
 
     def close(self) -> None:
         """The context ends: what has not been settled by now (it was cancelled) never will be."""
@@ -212,10 +253,10 @@ def metering(meter: Meter) -> Iterator[Meter]:
     try:
         yield meter
     finally:
-        meter.close()
         for account in meter.accounts:
             account.leave()
         _meter.reset(before)
+        meter.close()
 
 
 def _params(serialized: Any, given: Mapping[str, Any]) -> dict[str, Any]:

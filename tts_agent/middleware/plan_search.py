@@ -124,7 +124,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
 
                 return run_sync(self._plan(engine, in_thread, audience))
 
-            return kept(plan, answer) if stores() else plan(answer)
+            return kept(plan, answer, request) if stores() else plan(answer)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
@@ -139,7 +139,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         async def plan(ask: Ask) -> ModelResponse[Any]:
             return await self._plan(engine, ask, audience)
 
-        return await (akept(plan, answer) if stores() else plan(answer))
+        return await (akept(plan, answer, request) if stores() else plan(answer))
 
     # --- the step
 
@@ -149,7 +149,8 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
             system = [request.system_message] if request.system_message else []
             prompt = max(estimate([*system, *request.messages], {}).tokens, 1)
         asked = self._asked(request, audience)
-        return CandidateEngine(asked, judge=self._judge, concurrency=self._concurrency, prompt=prompt)
+        runs = None if audience is None or self._judge is None else audience.runs(self.name)
+        return CandidateEngine(asked, judge=self._judge, concurrency=self._concurrency, prompt=prompt, runs=runs)
 
     async def _plan(self, engine: CandidateEngine, ask: Ask, audience: Audience | None) -> ModelResponse[Any]:
         engine.ask = ask

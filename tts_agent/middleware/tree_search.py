@@ -26,7 +26,6 @@ from tts_agent.nodes.plan import PlanNode
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.state import Update
 from tts_agent.nodes.transformer import TTSTransformer
-from tts_agent.outcome import Outcome
 from tts_agent.search import Search
 from tts_agent.search.driver import FLUSH_EVENTS, FLUSH_SECONDS
 from tts_agent.search.run import GRANT
@@ -46,9 +45,9 @@ class TreeSearchMiddleware(AgentMiddleware[TreeSearchState, Any, Any]):
     node. The decision goes through the middleware inside this one and through structured output as if the model had
     said it. For limits of a run put a `BudgetMiddleware` around (before) this one; the search is charged to it.
 
-    Without a decision the agent ends with a message that says why. With a checkpointer the search is journaled as in a
-    plan node: an agent that was killed goes on with `invoke(None, config)`, and what was settled is neither sampled nor
-    charged again.
+    Without a decision the agent ends with a message that says why, and without structured output. With a checkpointer
+    the search is journaled as in a plan node: an agent that was killed goes on with `invoke(None, config)`, and what
+    was settled is neither sampled nor charged again.
     """
 
     state_schema = TreeSearchState
@@ -79,14 +78,14 @@ class TreeSearchMiddleware(AgentMiddleware[TreeSearchState, Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ExtendedModelResponse[Any]:
-        update = _decided(self._node.invoke(_state(request)))
-        return _memorised(handler(_said(request, update)), update)
+        update = self._node.invoke(_state(request))
+        return _memorised(handler(_said(request, update)) if update["messages"] else _undecided(update), update)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ExtendedModelResponse[Any]:
-        update = _decided(await self._node.ainvoke(_state(request)))
-        return _memorised(await handler(_said(request, update)), update)
+        update = await self._node.ainvoke(_state(request))
+        return _memorised(await handler(_said(request, update)) if update["messages"] else _undecided(update), update)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,41 +93,43 @@ class AgentPlanner(Planner):
     """Plans in the account of the agent around it."""
 
     charged: dict[str, Ledger] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """Ledgers of steps that are not done, by their keys: their logs will be told again, so they are taken back."""
+    """Ledgers of the newest searches by the keys of their steps. The node of a step may run again, even after its end;
+    then a log tells again what was charged, so it is taken back."""
 
     # NOTE: a dataclass with slots is another class than the one its methods were written in, so there is no super().
 
     def begin(self, state: Any, config: RunnableConfig | None = None, *, key: str | None = None) -> Step | Update:
-        """See `Planner.begin`. Raises `BudgetRefusal` if the agent's budget leaves no room for a decision."""
+        """See `Planner.begin`."""
         step, meter = Planner.begin(self, state, config, key=key), current_meter()
         if not isinstance(step, Step) or meter is None:
             return step
-        around = meter.ledger
-        step = replace(step, ledger=Ledger(step.ledger.budget, name="step", parent=around, prices=self.prices))
-        self._withdraw(step)
-        if unit := self.short(step):
-            raise BudgetRefusal(unit, around.name)
-        return step
+        return replace(step, ledger=Ledger(step.ledger.budget, name="step", parent=meter.scope, prices=self.prices))
 
     def search(self, step: Step, log: Sequence[Event], **options: Any) -> Search:
-        """See `Planner.search`."""
-        self._withdraw(step)
-        search = Planner.search(self, step, log, **options)
-        self.charged[step.key] = search.ledger
-        while len(self.charged) > KEPT:
-            del self.charged[next(iter(self.charged))]
-        return search
+        """See `Planner.search`. Raises `BudgetRefusal` if the agent's budget leaves no room for a first decision."""
+        around = _around(step.ledger)
+        with step.ledger.held():
+            before = self.charged.pop(step.key, None)
+            if before is not None and around is not None and log:
+                known = _around(before)
+                for run in around.runs:
+                    if known is not None and run in known.runs:
+                        run.withdraw(before)
+            if around is not None and not log and (unit := self.short(step)):
+                raise BudgetRefusal(unit, around.name)
+            search = Planner.search(self, step, log, **options)
+            self.charged[step.key] = search.ledger
+            while len(self.charged) > KEPT:
+                del self.charged[next(iter(self.charged))]
+            return search
 
-    def finish(self, step: Step, outcome: Outcome, *, edit: AIMessage | None = None) -> Update:
-        """See `Planner.finish`."""
-        self.charged.pop(step.key, None)
-        return Planner.finish(self, step, outcome, edit=edit)
 
-    def _withdraw(self, step: Step) -> None:
-        ledger = self.charged.pop(step.key, None)
-        if ledger is not None and isinstance(ledger.parent, JointLedger):
-            for run in ledger.parent.runs:
-                run.withdraw(ledger)
+def _around(ledger: Ledger) -> JointLedger | None:
+    """The scope in the accounts of the agent's runs that the ledger of a step stands in."""
+    scope = ledger.parent
+    while scope is not None and not isinstance(scope, JointLedger):
+        scope = scope.parent
+    return scope
 
 
 def _state(request: ModelRequest[Any]) -> Any:
@@ -137,14 +138,12 @@ def _state(request: ModelRequest[Any]) -> Any:
     return {"messages": [*system, *request.messages], "tts": request.state.get("tts")}
 
 
-def _decided(update: Update) -> Update:
-    """What a plan node wrote, with a message in any case."""
-    if update["messages"]:
-        return update
+def _undecided(update: Update) -> ModelResponse[Any]:
+    """What the agent ends with if nothing was decided. It is no answer, so nobody reads structured output in it."""
     outcome = update["tts"]["outcome"]
     why = f"the {outcome['limit']} limit is reached" if outcome["limit"] else outcome["stop"]
     note = {"stop": outcome["stop"], "limit": outcome["limit"]}
-    return {**update, "messages": [AIMessage(f"I found no next step: {why}.", response_metadata={"tts": note})]}
+    return ModelResponse(result=[AIMessage(f"I found no next step: {why}.", response_metadata={"tts": note})])
 
 
 class Decision(BaseChatModel):
