@@ -1,4 +1,4 @@
-"""One private event loop, for callers that are not asynchronous."""
+"""Event loops: the one that runs here, and a private one for callers that are not asynchronous."""
 
 import asyncio
 import threading
@@ -30,6 +30,15 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
     except BaseException:
         future.cancel()  # an interrupted caller must not leave work behind
         raise
+
+
+def in_a_loop() -> bool:
+    """Whether the caller runs in an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _private_loop() -> asyncio.AbstractEventLoop:

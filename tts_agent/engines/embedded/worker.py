@@ -10,6 +10,7 @@ import torch
 
 from tts_agent.engines.embedded.request import Mailbox, Message
 from tts_agent.engines.embedded.scheduler import Scheduler
+from tts_agent.loop import in_a_loop
 
 Order = Callable[[], object]
 
@@ -46,7 +47,7 @@ class Worker:
         # must not wait for a step.
         if thread is not None and thread is not threading.current_thread():
             self._orders.put(lambda: None)  # wakes the thread if it sleeps
-            if not _in_a_loop():
+            if not in_a_loop():
                 thread.join()
 
     def _run(self) -> None:
@@ -84,15 +85,6 @@ class Worker:
                 loop.call_soon_threadsafe(_hand_over, letters)
             except RuntimeError:  # the loop was closed: nobody waits there any more
                 continue
-
-
-def _in_a_loop() -> bool:
-    """Whether the caller runs in an event loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _hand_over(letters: list[tuple[Mailbox, Message]]) -> None:
