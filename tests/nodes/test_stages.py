@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +14,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
+from langgraph.types import TimeoutPolicy
 
 from tests.middleware.world import Teller
 from tests.nodes import table, world
@@ -368,6 +370,23 @@ class TestTheSearchLivesOn:
             with contextlib.suppress(EngineUnavailable):
                 await agent.ainvoke(None, THREAD)
         assert tries > 1 and tree(tmp_path / "t")
+
+
+async def test_a_stage_in_which_something_arrives_is_not_idle() -> None:
+    engine = world.make_engine(pace=0.15)
+    policy = TimeoutPolicy(idle_timeout=0.6, refresh_on="heartbeat")
+    graph: StateGraph[Any] = StateGraph(StagedState)
+    settings: Any = {"dialect": world.GrammarDialect(engine, solvable=False), "verifier": None}
+    settings["strategy"] = Beam(k=8, keep=1, depth=1)  # one stage of eight answers, each 0.15 s after the other
+    for make, name in ((make_expand_node, "expand"), (make_verify_node, "verify"), (make_select_node, "select")):
+        graph.add_node(name, make(engine, **settings), timeout=policy)
+    graph.add_edge(START, "expand")
+    graph.add_edge("expand", "verify")
+    graph.add_edge("verify", "select")
+    graph.add_conditional_edges("select", route_selected, {"expand": "expand", "act": END, END: END})
+    begun = time.monotonic()
+    result = await graph.compile().ainvoke(GO)
+    assert result["tts"]["outcome"]["stop"] == "converged" and time.monotonic() - begun > 0.8
 
 
 class TestNodesBetween:

@@ -22,6 +22,7 @@ from tts_agent.engines.base import Engine
 from tts_agent.errors import ConfigError, SearchError
 from tts_agent.events import Event, Judged, Opened, Pruned
 from tts_agent.loop import run_sync
+from tts_agent.nodes.attempt import current_attempt
 from tts_agent.nodes.overrides import know
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.standing import Asked, Shelf, Standing
@@ -63,6 +64,8 @@ class StageNode(Runnable[StagedState, Update]):
             step, events = found, self._read(log, found)
             told = len(events) if step.audience is None else self._told(log, len(events))
             search, begun = self.planner.search(step, events, killed=False, told=told), len(events)
+        if (attempt := current_attempt()) is not None:
+            search.listen(attempt.heartbeat)  # as long as something arrives the stage is not idle
         try:
             await self._work(search)
         except BaseException:

@@ -45,8 +45,8 @@ class BestOfN:
     `unit="answer"` samples whole answers. `unit="thought"` samples them step by step, and a step that breaks a rule
     is sampled again from where it stood, which is the stronger baseline wherever rules can be checked; with
     `retry="answer"` the whole answer is given up there and another is begun at the root. The search ends with the first
-    answer proven right. `n=None` goes on as long as the budget lasts, `enough` ends it with
-    the first whole answer of such a value.
+    answer proven right. `n=None` goes on as long as the budget lasts, after the
+    first whole answer of value `enough` nothing more is begun, and what is under way comes to its end.
     """
 
     name: ClassVar[str] = "best_of_n"
