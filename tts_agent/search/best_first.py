@@ -70,9 +70,9 @@ class BestFirst:
     are sampled: the search begins with what greedy decoding would say, and costs no more where that is right.
 
     `discount=0` grows each thought once. The root's value is 1. `unvalued` stands for the value of a thought that no
-    verdict and no parent gives one. `enough` ends the search with the first whole answer of such a value, which saves
-    what looking for a better one would cost, and the chance that a wrong one looks better. `max_expansions` bounds the
-    search without a budget.
+    verdict and no parent gives one. After the first whole answer of value `enough` nothing more is begun, which saves
+    what looking for a better one would cost, and the chance that a wrong one looks better; what is under way comes to
+    its end. `max_expansions` bounds the search without a budget.
     """
 
     name: ClassVar[str] = "best_first"
