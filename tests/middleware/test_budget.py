@@ -24,7 +24,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.types import Command, interrupt
 
 from tests.middleware.world import PRICES, Broken, Fault, Teller, Uncapped, add, calls
-from tts_agent import Budget
+from tts_agent import Budget, Prices
 from tts_agent.errors import BudgetError, ConfigError, LogError
 from tts_agent.middleware import BudgetMiddleware, BudgetRefusal, TextBound
 from tts_agent.nodes import SharedBudget
@@ -199,6 +199,87 @@ def test_retries_inside_are_calls_too() -> None:
     assert model.served.calls == 4
 
 
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("at_limit", ["message", "raise"])
+def test_retries_that_give_up_do_not_hide_a_refusal(sync: bool, at_limit: Any) -> None:
+    model = Teller(adding, faults=dict.fromkeys(range(50), "raises"))
+    retry = ModelRetryMiddleware(max_retries=5, initial_delay=0, jitter=False)
+    agent = create_agent(model, [add], middleware=[BudgetMiddleware(Budget(calls=2), at_limit=at_limit), retry])
+    if at_limit == "raise":
+        with pytest.raises(BudgetRefusal, match="calls limit"):
+            agent.invoke(GO) if sync else asyncio.run(agent.ainvoke(GO))
+    else:
+        result = agent.invoke(GO) if sync else asyncio.run(agent.ainvoke(GO))
+        assert "the budget of 2 calls" in result["messages"][-1].text and spent(result)["limit"] == "calls"
+    assert model.served.calls == 2
+
+
+def test_retries_that_give_up_for_another_reason_say_so() -> None:
+    model = Teller(adding, faults=dict.fromkeys(range(50), "raises"))
+    retry = ModelRetryMiddleware(max_retries=1, initial_delay=0, jitter=False)
+    result = create_agent(model, [add], middleware=[BudgetMiddleware(Budget(calls=2)), retry]).invoke(GO)
+    assert "Broken" in result["messages"][-1].text and spent(result)["limit"] is None
+
+
+def test_retries_inside_do_not_keep_a_first_prompt_with_many_tools_from_being_cut() -> None:
+    model = Teller(lambda messages, call: "done", max_tokens=5000)
+    guard = BudgetMiddleware(Budget(total_tokens=1500), prompt_bound=TextBound())
+    retry = ModelRetryMiddleware(max_retries=1, initial_delay=0, jitter=False)
+    assert create_agent(model, [add], middleware=[guard, retry]).invoke(GO)["messages"][-1].text == "done"
+
+
+def test_a_second_try_that_fits_leaves_no_limit_behind() -> None:
+    guard = BudgetMiddleware(Budget(total_tokens=1500), prompt_bound=TextBound())
+    result = create_agent(Teller(lambda m, c: "done", max_tokens=5000), [add], middleware=[guard]).invoke(GO)
+    assert result["messages"][-1].text == "done" and spent(result)["limit"] is None
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    outer=st.integers(1, 6), inner=st.integers(1, 6), tokens=st.none() | st.integers(100, 1500), within=st.booleans()
+)
+def test_only_the_budget_that_refuses_says_so(outer: int, inner: int, tokens: int | None, within: bool) -> None:
+    large, small = Budget(calls=outer, total_tokens=tokens), Budget(calls=inner)
+    guards = [
+        BudgetMiddleware(large, name="large", prompt_bound=TextBound()),
+        BudgetMiddleware(small, name="small", prompt_bound=TextBound()),
+    ]
+    result = create_agent(Teller(adding, max_tokens=20), [add], middleware=guards[:: 1 if within else -1]).invoke(GO)
+    told = result["tts_budgets"]
+    note = result["messages"][-1].response_metadata["tts"]
+    (name,) = (name for name, entry in told.items() if entry["limit"])
+    budget = {"large": large, "small": small}[name]
+    assert told[name]["limit"] == note["limit"] in budget.to_json() and note["budget"] == budget.to_json()
+    assert f"the budget of {budget.to_json()[note['limit']]:,} " in result["messages"][-1].text
+
+
+def test_a_limit_is_written_out_in_full() -> None:
+    guard = BudgetMiddleware(Budget(total_tokens=1_234_567), prompt_bound=TextBound())
+    message = HumanMessage("x" * 1_300_000 * 3)
+    result = create_agent(Teller(adding, max_tokens=50), [add], middleware=[guard]).invoke({"messages": [message]})
+    assert "the budget of 1,234,567 total tokens" in result["messages"][-1].text
+
+
+def test_a_model_of_a_tool_tells_its_cap_by_a_name_of_its_own() -> None:
+    class Other(Teller):
+        num_predict: int = 40
+
+        def _cap(self, kwargs: Any) -> int | None:
+            return kwargs.get("num_predict", self.num_predict)
+
+    helper = Teller(lambda messages, call: "fine", max_tokens=30)
+
+    @tool
+    def ask() -> str:
+        """Ask another model."""
+        return str(helper.invoke("hello", max_tokens=30).text)
+
+    guard = BudgetMiddleware(Budget(total_tokens=1200), prompt_bound=TextBound(), cap="num_predict")
+    model = Other(lambda messages, call: "done" if isinstance(messages[-1], ToolMessage) else calls("ask"))
+    result = create_agent(model, [ask], middleware=[guard]).invoke(GO)
+    assert helper.served.calls == 1 and result["messages"][-1].text == "done" and spent(result)["soft"] == []
+
+
 class TestSoft:
     def test_a_model_without_a_cap_is_soft_and_it_is_said_once(self) -> None:
         model = Uncapped(lambda messages, call: "x" * 900 if call > 2 else adding(messages, call))
@@ -320,6 +401,29 @@ class TestSubAgents:
         assert spent(result, "team")["usage"]["dollars"] == pytest.approx(model.served.dollars)
         assert 0 < model.served.dollars <= 0.004
         assert spent(result, "team")["limit"] == "dollars"
+
+    async def test_a_worker_that_the_budget_around_stops_names_that_one(self) -> None:
+        ended: list[Any] = []
+
+        class Watch(AgentMiddleware[Any, Any, Any]):
+            def after_agent(self, state: Any, runtime: Any) -> None:
+                ended.append(state)
+
+        own = BudgetMiddleware(Budget(calls=50), name="worker")
+        _, agent = self.team(BudgetMiddleware(Budget(calls=3)), [own, Watch()], 1, steps=6)
+        result = await agent.ainvoke(GO)
+        last = ended[0]["messages"][-1]
+        assert "the budget of 3 calls" in last.text and last.response_metadata["tts"]["budget"] == {"calls": 3}
+        assert spent(ended[0], "worker")["limit"] is None and spent(result)["limit"] == "calls"
+
+    def test_dollars_in_a_shared_budget_are_counted_at_its_prices_inside_another_with_prices(self) -> None:
+        dear = Prices(prompt=300.0, generated=1500.0)
+        shared = SharedBudget(Budget(dollars=10.0), prices=PRICES, name="worker")
+        inner = BudgetMiddleware(shared, prompt_bound=TextBound())
+        outer = BudgetMiddleware(Budget(dollars=10.0), prices=dear, prompt_bound=TextBound())
+        model = Teller(lambda messages, call: "done", max_tokens=50)
+        result = create_agent(model, [], middleware=[outer, inner]).invoke(GO)
+        assert spent(result, "worker")["usage"]["dollars"] == pytest.approx(model.served.dollars)
 
     async def test_tokens_hold_over_a_whole_team(self) -> None:
         guard = BudgetMiddleware(Budget(total_tokens=4000), prompt_bound=TextBound())

@@ -15,6 +15,7 @@ from langchain.agents.middleware import (
     dynamic_prompt,
 )
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGenerationChunk
 from langgraph.checkpoint.memory import InMemorySaver
@@ -127,6 +128,85 @@ def test_if_all_fail_the_error_is_the_models_own(sync: bool) -> None:
     with pytest.raises(Broken):
         invoke(agent, sync)
     assert model.served.calls == 3
+
+
+def retry() -> ModelRetryMiddleware:
+    return ModelRetryMiddleware(max_retries=1, initial_delay=0, jitter=False)
+
+
+class TestRetriesThatGiveUp:
+    @pytest.mark.parametrize("sync", [True, False])
+    def test_their_message_does_not_win_the_vote(self, sync: bool) -> None:
+        model = Teller(lambda messages, call: f"answer {call}", faults=dict.fromkeys((0, 1, 4, 5), "raises"))
+        result = invoke(create_agent(model, [], middleware=[PlanSearchMiddleware(4), retry()]), sync)
+        assert result["messages"][-1].text in ("answer 2", "answer 3")
+
+    @pytest.mark.parametrize("sync", [True, False])
+    def test_a_refusal_in_their_words_does_not_win_either(self, sync: bool) -> None:
+        model = Teller(lambda messages, call: f"answer {call}", pause=0.01)
+        middleware = [BudgetMiddleware(Budget(calls=2)), PlanSearchMiddleware(4), retry()]
+        result = invoke(create_agent(model, [], middleware=middleware), sync)
+        assert result["messages"][-1].text in ("answer 0", "answer 1")
+
+    def test_no_judge_is_asked_for_it(self) -> None:
+        asked: list[str] = []
+        model = Teller(lambda messages, call: f"answer {call}", faults=dict.fromkeys((0, 1), "raises"))
+        search = PlanSearchMiddleware(2, judge=lambda one: bool(asked.append(one.text)), concurrency=1)
+        result = create_agent(model, [], middleware=[search, retry()]).invoke(GO)
+        assert result["messages"][-1].text == "answer 2" and asked == ["answer 2"]
+
+    def test_if_all_give_up_the_agent_gets_what_they_say(self) -> None:
+        model = Teller(number, faults=dict.fromkeys(range(9), "raises"))
+        result = create_agent(model, [], middleware=[PlanSearchMiddleware(2), retry()]).invoke(GO)
+        assert "Broken" in result["messages"][-1].text
+
+    def test_answers_out_of_a_cache_are_those_of_a_model(self) -> None:
+        model = Teller(lambda messages, call: f"answer {call}", faults={0: "silent"}, cache=InMemoryCache())
+        agent = create_agent(model, [], middleware=[PlanSearchMiddleware(2, concurrency=1)])
+        for _ in range(2):
+            note = agent.invoke(GO)["messages"][-1].response_metadata["tts"]
+            assert model.served.calls == 1 and note["score"] == 1.0
+
+
+class TestOverrides:
+    """The budget of a step, changed by the run."""
+
+    @staticmethod
+    def agent(model: Teller, **options: Any) -> Any:
+        return create_agent(model, [], middleware=[PlanSearchMiddleware(**options)])
+
+    @pytest.mark.parametrize("sync", [True, False])
+    @pytest.mark.parametrize("saver", [True, False])
+    @pytest.mark.parametrize("key", ["*", "PlanSearchMiddleware"])
+    def test_it_obeys_its_name_and_that_of_all(self, key: str, sync: bool, saver: bool) -> None:
+        model = Teller(lambda messages, call: f"answer {call}")
+        search = PlanSearchMiddleware(4, budget=Budget(calls=3))
+        agent = create_agent(model, [], middleware=[search], checkpointer=InMemorySaver() if saver else None)
+        for limit, served in (({"calls": 2}, 2), ({"calls": None}, 4), ({}, 3), ({"calls": 1, "commit_tokens": 9}, 1)):
+            before = model.served.calls
+            config = {"configurable": {"tts": {key: limit}, "thread_id": "1"}}
+            result = invoke(agent, sync, GO, config)
+            assert model.served.calls - before == served
+            assert result["messages"][-1].text.startswith("answer")
+
+    def test_tokens_that_only_the_run_limits_are_counted_with_the_prompt(self) -> None:
+        model = Teller(lambda messages, call: "answer")
+        start: Any = {"messages": [HumanMessage("word " * 3000)]}
+        agent = self.agent(model, n=4, output_tokens=10)
+        agent.invoke(start, {"configurable": {"tts": {"*": {"total_tokens": 12_000}}}})
+        assert 1 <= model.served.calls < 4
+
+    @pytest.mark.parametrize("wrong", [{"nonsense": {"calls": 1}}, {"*": {"cals": 1}}, ["x"]])
+    def test_wrong_ones_raise(self, wrong: Any) -> None:
+        model = Teller(lambda messages, call: "answer")
+        with pytest.raises(ConfigError, match="tts"):
+            self.agent(model, n=2).invoke(GO, {"configurable": {"tts": wrong}})
+        assert model.served.calls == 0
+
+    def test_a_search_without_an_end_keeps_a_limit(self) -> None:
+        agent = self.agent(Teller(lambda m, c: "answer"), strategy=BestOfN(n=None), budget=Budget(calls=3))
+        with pytest.raises(ConfigError, match="goes on until a budget"):
+            agent.invoke(GO, {"configurable": {"tts": {"*": {"calls": None}}}})
 
 
 class Streaming(Teller):

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NoReturn, NotRequired, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, ToolCallRequest
 from langchain.agents.middleware.types import ExtendedModelResponse
@@ -14,7 +14,7 @@ from langgraph.types import Command
 from tts_agent.budget import Amounts, Budget, fit
 from tts_agent.errors import BudgetError, ConfigError
 from tts_agent.middleware.bounds import PromptBound, estimate
-from tts_agent.middleware.meter import CAPS, BudgetRefusal, Meter, current_meter, metering
+from tts_agent.middleware.meter import CAPS, BudgetRefusal, Meter, current_meter, from_model, metering
 from tts_agent.middleware.request import changed
 from tts_agent.nodes.account import Account
 from tts_agent.nodes.shared import SharedBudget
@@ -111,7 +111,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             turn = _Turn(self, request, visit)
             while attempt := turn.attempt():
                 try:
-                    turn.response = handler(attempt)
+                    turn.take(handler(attempt))
                 except BudgetRefusal as refusal:
                     turn.refuse(refusal)
             return turn.result()
@@ -123,7 +123,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             turn = _Turn(self, request, visit)
             while attempt := turn.attempt():
                 try:
-                    turn.response = await visit.in_time(handler(attempt))
+                    turn.take(await visit.in_time(handler(attempt)))
                 except BudgetRefusal as refusal:
                     turn.refuse(refusal)
             return turn.result()
@@ -134,7 +134,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         with self._metered(request.state) as visit:
             before = visit.account.charged
             try:
-                visit.check(ZERO)
+                visit.meter.check(ZERO)
                 result = handler(request)
             except BudgetRefusal as refusal:
                 result = self._tool_error(refusal, request)
@@ -146,7 +146,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         with self._metered(request.state) as visit:
             before = visit.account.charged
             try:
-                visit.check(ZERO)
+                visit.meter.check(ZERO)
                 result = await visit.in_time(handler(request))
             except BudgetRefusal as refusal:
                 result = self._tool_error(refusal, request)
@@ -166,9 +166,9 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         meter = Meter(
             accounts,
             prompt_bound=self._prompt_bound or (outer.prompt_bound if outer else None),
-            prices=self._prices or (outer.prices if outer else None),
+            prices=self._prices or own.ledger.prices or (outer.prices if outer else None),
             output_tokens=self._output_tokens or OUTPUT_TOKENS,
-            caps=(self._cap,) if self._cap else CAPS,
+            caps=(self._cap, *CAPS) if self._cap else CAPS,
             said=self._said,
         )
         with metering(meter):
@@ -183,16 +183,18 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         own = request.model_settings.get(argument) or getattr(request.model, argument, None)
         wanted = own if isinstance(own, int) and own > 0 else OUTPUT_TOKENS
         wanted = min(wanted, self._output_tokens or wanted)
+        least = min(LEAST_TOKENS, wanted)
         prompt = self.prompt_size(request, meter) + self.beside
         fits = fit(
             lambda _, tokens: meter.ledger.refuses(meter.bound(prompt, tokens)) is not None,
             1,
             wanted,
-            least_tokens=min(LEAST_TOKENS, wanted),
+            least_tokens=least,
         )
         if fits is None:
-            visit.refuse(meter.refuses(meter.bound(prompt, min(LEAST_TOKENS, wanted))) or "total_tokens")
-        return changed(request, model_settings={**request.model_settings, argument: fits.max_tokens})
+            meter.check(meter.bound(prompt, least))
+        tokens = least if fits is None else fits.max_tokens  # room may have come free just now
+        return changed(request, model_settings={**request.model_settings, argument: tokens})
 
     @staticmethod
     def prompt_size(request: ModelRequest[Any], meter: Meter) -> int:
@@ -204,8 +206,9 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         """What the agent says at its end. Raises the refusal itself if that was asked for."""
         if self._at_limit == "raise":
             raise refusal
-        note = {"stop": "budget", "limit": refusal.unit, "budget": account.ledger.budget.to_json()}
-        text = f"I have to stop here: {_reason(refusal, account)}."
+        budget = refusal.budget or account.ledger.budget
+        note = {"stop": "budget", "limit": refusal.unit, "budget": budget.to_json()}
+        text = f"I have to stop here: {_reason(refusal.unit, budget)}."
         return AIMessage(text, response_metadata={"tts": note})
 
     def _tool_error(self, refusal: BudgetRefusal, request: ToolCallRequest) -> ToolMessage:
@@ -239,16 +242,6 @@ class _Visit:
     def __init__(self, account: Account, meter: Meter) -> None:
         self.account, self.meter = account, meter
 
-    def refuse(self, unit: str) -> NoReturn:
-        """Raise the refusal, and remember it."""
-        self.account.limit = unit
-        raise BudgetRefusal(unit, self.meter.ledger.name)
-
-    def check(self, least: Usage) -> None:
-        """Raise `BudgetRefusal` if there is no room for `least`, or no time left."""
-        if unit := self.meter.refuses(least):
-            self.refuse(unit)
-
     async def in_time(self, work: Awaitable[T]) -> T:
         """What `work` gives. It is cancelled when the run's time is over; raises `BudgetRefusal` then."""
         left = self.meter.seconds_left()
@@ -261,7 +254,7 @@ class _Visit:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            self.refuse("seconds")
+            self.meter.time_out()
 
 
 class _Turn:
@@ -271,19 +264,28 @@ class _Turn:
         self._middleware, self._request, self._visit = middleware, request, visit
         self._refusal: BudgetRefusal | None = None
         self._tries = 0
-        self.response: ModelResponse[Any] | None = None
+        self._response: ModelResponse[Any] | None = None
 
     def attempt(self) -> ModelRequest[Any] | None:
         """The request to try now; None once there is a response or a refusal that stands."""
-        if self.response is not None or self._refusal is not None:
+        if self._response is not None or self._refusal is not None:
             return None
         self._tries += 1
         try:
-            self._visit.check(Usage(calls=1))
+            self._visit.meter.check(Usage(calls=1))
             return self._middleware.cap(self._request, self._visit)
         except BudgetRefusal as refusal:
             self._refusal = refusal
             return None
+
+    def take(self, response: ModelResponse[Any]) -> None:
+        """The attempt gave `response`, which may be what retries inside made of a refusal."""
+        refusal = self._visit.meter.refused
+        said = any(from_model(each) for each in response.result if isinstance(each, AIMessage))
+        if refusal is None or said:
+            self._response = response
+        else:
+            self.refuse(refusal)
 
     def refuse(self, refusal: BudgetRefusal) -> None:
         """The attempt was refused. It stands unless the cut was made for a prompt smaller than it turned out to be."""
@@ -291,20 +293,22 @@ class _Turn:
         beside = meter.prompt - self._middleware.prompt_size(self._request, meter)
         if self._tries > 1 or meter.admitted or beside <= self._middleware.beside:
             self._refusal = refusal
+        else:
+            meter.forget()
         self._middleware.beside = max(beside, 0)
 
     def result(self) -> ExtendedModelResponse[Any]:
         """The response, or the message that ends the agent, and what was spent."""
         self._visit.meter.close()
-        response = self.response
+        response = self._response
         if response is None:
             assert self._refusal is not None
             response = ModelResponse(result=[self._middleware.refusal_message(self._refusal, self._visit.account)])
         return ExtendedModelResponse(response, Command(update=self._middleware.entry(self._visit.account)))
 
 
-def _reason(refusal: BudgetRefusal, account: Account) -> str:
-    limit = account.ledger.budget.to_json().get(refusal.unit)
+def _reason(unit: str, budget: Budget) -> str:
+    limit = budget.to_json().get(unit)
     if limit is None:
-        return f"the {refusal.unit} limit of a budget around this agent is reached"
-    return f"the budget of {limit:g} {refusal.unit.replace('_', ' ')} leaves no room for another call"
+        return f"the {unit} limit of a budget around this agent is reached"
+    return f"the budget of {limit:,} {unit.replace('_', ' ')} leaves no room for another call"

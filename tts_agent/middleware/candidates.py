@@ -16,7 +16,7 @@ from tts_agent.engines.base import Capabilities, Completion, Label, LabelScores,
 from tts_agent.errors import ConfigError
 from tts_agent.events import Carried
 from tts_agent.middleware.journal import Ask
-from tts_agent.middleware.meter import reported
+from tts_agent.middleware.meter import from_model, reported
 from tts_agent.nodes.runs import Runs, branches_here
 from tts_agent.nodes.traced import TracedVerifier
 from tts_agent.prefix import Prefix
@@ -65,6 +65,8 @@ def _defect(message: AIMessage, response: ModelResponse[Any], text: str) -> str:
     note = message.response_metadata.get("tts")
     if isinstance(note, dict) and note.get("stop") == "budget":
         return "the budget refused the call"
+    if not from_model(message):
+        return f"no model said it: {text}"
     if message.invalid_tool_calls:
         return f"a tool call cannot be read: {message.invalid_tool_calls[0].get('error')}"
     if response.structured_response is None and any(isinstance(said, ToolMessage) for said in response.result):

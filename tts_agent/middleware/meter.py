@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
@@ -21,7 +21,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tracers.context import register_configure_hook
 
-from tts_agent.budget import Ledger
+from tts_agent.budget import Budget, Ledger
 from tts_agent.errors import BudgetError
 from tts_agent.loop import in_a_loop
 from tts_agent.middleware.bounds import PromptBound, estimate
@@ -37,11 +37,14 @@ FREE = "tts-agent-decision"
 
 
 class BudgetRefusal(BudgetError):
-    """A budget has no room for a model call, which was not made. `unit` says which limit refused it."""
+    """A budget has no room for a model call, which was not made.
 
-    def __init__(self, unit: str, name: str) -> None:
+    `unit` says which limit refused it, `name` of which budget, and `budget` what that allows, where it is known.
+    """
+
+    def __init__(self, unit: str, name: str, budget: Budget | None = None) -> None:
         super().__init__(f"the {unit} limit of budget {name!r} leaves no room for another model call; raise the limit")
-        self.unit, self.name = unit, name
+        self.unit, self.name, self.budget = unit, name, budget
 
 
 class Meter(BaseCallbackHandler):
@@ -68,9 +71,12 @@ class Meter(BaseCallbackHandler):
         """Tokens of the largest prompt that was asked for, as it was reserved."""
         self.admitted = 0
         """Calls that were let through."""
+        self.refused: BudgetRefusal | None = None
+        """Why the newest call was not let through, if it was not."""
         self._caps = caps
         self._said = set() if said is None else said  # warnings given before
         self._open: dict[int, tuple[Usage, Ledger]] = {}  # what was reserved, and in which scope
+        self._limits: dict[Account, str] = {}  # what refused calls here, which the accounts know once it stands
 
     @property
     def scope(self) -> Ledger:
@@ -115,12 +121,12 @@ class Meter(BaseCallbackHandler):
             return
         bound = self._bound(messages, params)
         with self.ledger.held():
-            if unit := self.refuses(bound):
-                raise BudgetRefusal(unit, self.ledger.name)
+            self.check(bound)
             scope = self.scope
             scope.reserve(reservation, bound)
             self._open[reservation] = bound, scope
             self.admitted += 1
+            self.refused = None
 
     def _bound(self, messages: Sequence[BaseMessage], params: Mapping[str, Any]) -> Usage:
         """The most that a call may use, as far as that is known."""
@@ -146,16 +152,32 @@ class Meter(BaseCallbackHandler):
         """The most that one call with such a prompt and such an answer may use."""
         return self.priced(Usage(prompt_computed=prompt, generated=generated, decoded=generated, calls=1))
 
-    def refuses(self, bound: Usage) -> str | None:
-        """The first unit that leaves no room for `bound`, in any of the accounts."""
-        unit = self.ledger.refuses(bound)
-        if unit is None:
+    def check(self, bound: Usage) -> None:
+        """Raise `BudgetRefusal` if an account has no room for `bound`, or no time left: the innermost that refuses."""
+        with self.ledger.held():
+            if self.ledger.refuses(bound) is not None:
+                bound = self.ledger.priced(bound)
+                for account in reversed(self.accounts):
+                    if unit := account.ledger.refuses(bound):
+                        self._refuse(account, unit)
             left = self.seconds_left()
-            unit = "seconds" if left is not None and left <= 0 else None
-        if unit is not None:
-            for account in self.accounts:
-                account.limit = unit
-        return unit
+            if left is not None and left <= 0:
+                self.time_out()
+
+    def time_out(self) -> NoReturn:
+        """Raise the refusal of the account whose time ends first; one of them has a limit."""
+        timed = [(left, account) for account in self.accounts if (left := account.ledger.seconds_left()) is not None]
+        self._refuse(min(timed, key=lambda each: each[0])[1], "seconds")
+
+    def _refuse(self, account: Account, unit: str) -> NoReturn:
+        self._limits[account] = unit
+        self.refused = BudgetRefusal(unit, account.ledger.name, account.ledger.budget)
+        raise self.refused
+
+    def forget(self) -> None:
+        """What was refused here is asked for anew, in a smaller size."""
+        self.refused = None
+        self._limits.clear()
 
     def seconds_left(self) -> float | None:
         """Seconds until the nearest time limit of the accounts; None without one."""
@@ -211,9 +233,13 @@ class Meter(BaseCallbackHandler):
                 scope.release(reservation)
 
     def close(self) -> None:
-        """The context ends: what has not been settled by now (it was cancelled) never will be."""
+        """The context ends: what has not been settled by now (it was cancelled) never will be, and refusals stand."""
         for reservation in list(self._open):
             self._lose(reservation)
+        with self.ledger.held():
+            for account, unit in self._limits.items():
+                account.limit = unit
+            self._limits.clear()
 
     def note(self, why: str) -> None:
         """Remember why limits on tokens are soft, and say so the first time."""
@@ -279,11 +305,16 @@ def _reported(response: LLMResult) -> Usage | None:
     return total._replace(calls=1) if counted else None
 
 
+def from_model(message: AIMessage) -> bool:
+    """Whether a model said `message`; retries that give up write one of their own, without an id and a usage."""
+    return message.id is not None or message.usage_metadata is not None
+
+
 def reported(message: AIMessage) -> Usage | None:
     """What the model says that `message` used, one call; None if it says nothing."""
-    said = message.usage_metadata
-    if not said or not said["input_tokens"] + said["output_tokens"]:
+    said: Mapping[str, Any] = message.usage_metadata or {}  # NOTE: out of LangChain's cache it may hold a cost alone
+    prompt, generated = said.get("input_tokens", 0), said.get("output_tokens", 0)
+    if not prompt + generated:
         return None
-    prompt, generated = said["input_tokens"], said["output_tokens"]
     cached = min((said.get("input_token_details") or {}).get("cache_read") or 0, prompt)
     return Usage(prompt - cached, cached, generated, max(generated - 1, 0), calls=1)

@@ -24,6 +24,7 @@ from tts_agent.middleware.request import changed
 from tts_agent.nodes.audience import Audience
 from tts_agent.nodes.handle import SearchHandle, delist, enlist
 from tts_agent.nodes.observed import open_search
+from tts_agent.nodes.overrides import know, overridden
 from tts_agent.nodes.transformer import TTSTransformer
 from tts_agent.outcome import Outcome
 from tts_agent.search import BestOfN, Strategy, make_strategy
@@ -48,18 +49,20 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
       raises leaves the candidate unverified. A `Verifier` may stand in its place. Without a judge the candidates vote:
       the action that most of them want is taken (`AgreementVerifier`).
     * `n` candidates are sampled at once; another `strategy` decides otherwise (`BestOfN(n=16, width=4, enough=0.9)`).
-    * `budget` limits each step: calls and seconds are hard; a prompt is estimated and an answer counted as
-      `output_tokens` before it comes, so tokens and dollars are soft. For limits of a run put a `BudgetMiddleware`
-      around (before) this one: the candidates it refuses are not sampled.
+    * `budget` limits each step: calls and seconds are hard (a synchronous agent waits for what is under way); a prompt
+      is estimated and an answer counted as `output_tokens` before it comes, so tokens and dollars are soft. The run may
+      change it by the name of this middleware and by `"*"`, as it does the budgets of planning nodes. For limits of a
+      run put a `BudgetMiddleware` around (before) this one: the candidates it refuses are not sampled.
     * `temperature` is that of the candidates; None leaves it to the model. One that is always sure says the same n
       times.
     * Retries and fallbacks inside (after) this middleware work for each candidate, those around it for the whole step.
     * `running_searches(node=middleware.name)` stops it with the best candidate so far, or raises the step's limits.
 
     When no candidate can be acted on, the agent gets what it would have got without a search: the first response, or
-    the error. With a checkpointer every candidate that came is stored with what a judge (that is no `Verifier`) said of
-    it: an agent that was killed goes on with `invoke(None, config)`, and neither samples nor judges nor charges those
-    again. What had failed is tried again.
+    the error. What no model said is no candidate to act on: retries that give up answer with a message of their own,
+    without an id and a usage. With a checkpointer every candidate that came is stored with what a judge (that is no
+    `Verifier`) said of it: an agent that was killed goes on with `invoke(None, config)`, and neither samples nor judges
+    nor charges those again. What had failed is tried again.
     """
 
     transformers = (TTSTransformer,)
@@ -98,11 +101,11 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         self._concurrency, self._output_tokens = concurrency, output_tokens
         self._quiet, self._hushed = not stream_candidates, _Hushed()
         self._trace = None if trace is None else Path(trace)
-        self._sized = any(limit is not None for limit in self._budget.limits[1:])
         if not self._strategy.bounded and self._budget == Budget(commit_tokens=0):
             raise ConfigError(
                 f"strategy {self._strategy.name!r} goes on until a budget stops it; set budget=Budget(...)"
             )
+        know(self, self.name)
 
     # --- what LangChain calls
 
@@ -110,7 +113,8 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
         audience = Audience.here(name=self.name, candidates=not self._quiet)
-        engine = self._engine(request, audience)
+        budget = self._limits()
+        engine = self._engine(request, audience, budget)
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="tts-agent-candidate") as pool:
 
             def answer(attempt: ModelRequest[Any]) -> Answer:
@@ -122,7 +126,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
                 async def in_thread(attempt: ModelRequest[Any]) -> Answer:
                     return await asyncio.get_running_loop().run_in_executor(pool, copy_context().run, ask, attempt)
 
-                return run_sync(self._plan(engine, in_thread, audience))
+                return run_sync(self._plan(engine, in_thread, audience, budget))
 
             return kept(plan, answer, request) if stores() else plan(answer)
 
@@ -130,29 +134,38 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
         audience = Audience.here(name=self.name, candidates=not self._quiet)
-        engine = self._engine(request, audience)
+        budget = self._limits()
+        engine = self._engine(request, audience, budget)
 
         async def answer(attempt: ModelRequest[Any]) -> Answer:
             response = await handler(attempt)
             return Answer(response, await engine.judged(engine.heard(response)))
 
         async def plan(ask: Ask) -> ModelResponse[Any]:
-            return await self._plan(engine, ask, audience)
+            return await self._plan(engine, ask, audience, budget)
 
         return await (akept(plan, answer, request) if stores() else plan(answer))
 
     # --- the step
 
-    def _engine(self, request: ModelRequest[Any], audience: Audience | None) -> CandidateEngine:
+    def _limits(self) -> Budget:
+        """The budget of a step, as the run changes it."""
+        budget = overridden(self._budget, self.name, every=True)
+        # `"*"` may tell planning nodes of tokens for an answer.
+        return budget if budget is self._budget else budget.override({"commit_tokens": 0})
+
+    def _engine(self, request: ModelRequest[Any], audience: Audience | None, budget: Budget) -> CandidateEngine:
         prompt = 1
-        if self._sized:
+        if any(limit is not None for limit in budget.limits[1:]):
             system = [request.system_message] if request.system_message else []
             prompt = max(estimate([*system, *request.messages], {}).tokens, 1)
         asked = self._asked(request, audience)
         runs = None if audience is None or self._judge is None else audience.runs(self.name)
         return CandidateEngine(asked, judge=self._judge, concurrency=self._concurrency, prompt=prompt, runs=runs)
 
-    async def _plan(self, engine: CandidateEngine, ask: Ask, audience: Audience | None) -> ModelResponse[Any]:
+    async def _plan(
+        self, engine: CandidateEngine, ask: Ask, audience: Audience | None, budget: Budget
+    ) -> ModelResponse[Any]:
         engine.ask = ask
         run = open_search(
             audience,
@@ -160,7 +173,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
             engine.task(self._output_tokens),
             self._strategy,
             verifier=self._verifier,
-            ledger=Ledger(self._in_time(), name=self.name, prices=self._prices),
+            ledger=Ledger(_in_time(budget), name=self.name, prices=self._prices),
             seed=self._seed,
             search=self.name,
         )
@@ -178,17 +191,8 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         if self._trace is not None:
             await Recorder(self._trace).append(outcome.log)
         if outcome.decision is None:
-            return _without_decision(engine, outcome)
+            return _without_decision(engine, outcome, budget)
         return _signed(engine.candidate(outcome.decision), outcome)
-
-    def _in_time(self) -> Budget:
-        """The budget of a step, which ends shortly before the time of the run does, so that the best so far is used."""
-        meter = current_meter()
-        left = None if meter is None else meter.seconds_left()
-        if left is None or left <= 0:
-            return self._budget
-        seconds = left * (1 - MARGIN)
-        return self._budget.override({"seconds": min(seconds, self._budget.seconds or seconds)})
 
     def _asked(self, request: ModelRequest[Any], audience: Audience | None) -> ModelRequest[Any]:
         """The request that candidates are sampled with."""
@@ -219,7 +223,17 @@ class _Hushed:
         return hushed
 
 
-def _without_decision(engine: CandidateEngine, outcome: Outcome) -> ModelResponse[Any]:
+def _in_time(budget: Budget) -> Budget:
+    """The budget of a step, which ends shortly before the time of the run does, so that the best so far is used."""
+    meter = current_meter()
+    left = None if meter is None else meter.seconds_left()
+    if left is None or left <= 0:
+        return budget
+    seconds = left * (1 - MARGIN)
+    return budget.override({"seconds": min(seconds, budget.seconds or seconds)})
+
+
+def _without_decision(engine: CandidateEngine, outcome: Outcome, budget: Budget) -> ModelResponse[Any]:
     """What the agent would have got without a search. Raises what the calls raised."""
     if engine.found:
         return engine.found[0].response
@@ -228,7 +242,7 @@ def _without_decision(engine: CandidateEngine, outcome: Outcome) -> ModelRespons
         raise refused or engine.errors[0]
     if outcome.stop is StopReason.CANCELLED:
         raise SearchError(f"the search was stopped before a candidate came: {outcome.cut}")
-    raise BudgetRefusal(outcome.limit or "calls", "of the planning step")
+    raise BudgetRefusal(outcome.limit or "calls", "of the planning step", budget)
 
 
 def _signed(chosen: Candidate, outcome: Outcome) -> ModelResponse[Any]:

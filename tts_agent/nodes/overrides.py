@@ -2,8 +2,9 @@
 
 What is set later counts: the constructor, then the run's context, `context.tts["*"]` and `context.tts[name]`, then
 `config["configurable"]["tts"]` in the same order. Each is a part of a `Budget`: fields that are not named stay as they
-were, None takes a limit away. `"*"` is every planning node's budget of a step; a name is that of one planning node, of
-one `SharedBudget` (an agent's budget is named "agent"), or "run" for the budget of the run.
+were, None takes a limit away. `"*"` is the budget of a step of every planning node and every `PlanSearchMiddleware`; a
+name is that of one of them, of one `SharedBudget` (an agent's budget is named "agent"), or "run" for the budget of the
+run.
 """
 
 from collections.abc import Iterator, Mapping
