@@ -148,11 +148,11 @@ class Ledger:
         parent: "Ledger | None" = None,
         prices: Prices | None = None,
     ) -> None:
-        if not isinstance(budget, Budget | None):
+        if not (budget is None or isinstance(budget, Budget)):
             raise BudgetError(f"budget {budget!r} of scope {name!r} is no Budget; pass Budget(calls=...)")
-        if not isinstance(parent, Ledger | None):
+        if not (parent is None or isinstance(parent, Ledger)):
             raise BudgetError(f"ledger {parent!r} around scope {name!r} is no Ledger; pass Ledger(Budget(...))")
-        if not isinstance(prices, Prices | None):
+        if not (prices is None or isinstance(prices, Prices)):
             raise BudgetError(f"prices {prices!r} of scope {name!r} are no Prices; pass Prices(prompt, generated)")
         self.budget = _UNLIMITED if budget is None else budget
         self.name = name
