@@ -137,7 +137,7 @@ def check_the_same(strategy: Any, budget: Budget, faults: Any, seed: int, solvab
         with TemporaryDirectory() as folder:
             graph = make(engine, trace=Path(folder) / "trace", **settings).compile()
             try:
-                result = graph.invoke(GO, {"recursion_limit": 1000})
+                result = graph.invoke(GO, {"recursion_limit": 10_000})
                 found.append((tree(Path(folder) / "trace"), result["tts"]["outcome"], engine.served))
             except (EngineUnavailable, BudgetError) as error:
                 found.append(type(error))

@@ -435,7 +435,7 @@ class Search:
         self.whole = len(self.log)
         return fresh
 
-    def _recover(self) -> None:
+    def _recover(self, *, judge: bool = True) -> None:
         """Issue again what a kill or an outage took, an outage when nothing else is under way."""
         if self._failed and not self._inbox and self._stop is None and not self._out_of_time():
             self._retry()
@@ -448,6 +448,8 @@ class Search:
             if entry.planned.expansion in self.state.pending:  # else there was no room to go on with it
                 self._verify(sorted(entry.unjudged))
         self._to_ask = []
+        if judge and self._barrier and not self._inbox and self.verifier is not None and self._stop is None:
+            self._verify(self._judgeable([]))  # what waited for work that cannot be paid once more
 
     def _tick(self) -> None:
         now = self._virtual if self._capabilities.virtual_time else time.monotonic() - self._begun
@@ -705,8 +707,10 @@ class Search:
         assert self.verifier is not None
         scope = self.verifier.scope
         running = self._streams.keys() | self._failed.keys()  # what failed is issued again
-        if scope == "thought" or (scope == "tree" and running):
-            return fresh if scope == "thought" else []
+        if scope == "thought" and not self._barrier:
+            return fresh
+        if running and (scope == "tree" or self._barrier):
+            return []
         asked = {number for thoughts in self._questions.values() for number in thoughts}
         ended = (entry for key, entry in self.state.pending.items() if key not in running)
         return sorted(number for entry in ended for number in entry.unjudged - asked)
@@ -752,7 +756,7 @@ class Search:
             self._plan(finish=False)
         await self._drain(judge=False)
         while self._failed and self._stop is None and not self._out_of_time():
-            self._recover()
+            self._recover(judge=False)
             await self._drain(judge=False)
         return self._take_fresh()
 
