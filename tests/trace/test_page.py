@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.scripts import NEWLINE, make_engine, make_task, make_verifier
+from tests.scripts import NEWLINE, make_engine, make_task
+from tests.trace.searches import log_of, run
 from tts_agent import Beam, BestFirst, BestOfN, Budget, Outcome, Prefix, Reading, Sampling, ScriptedEngine, Task, search
 from tts_agent.events import Carried, Planned
 from tts_agent.trace import Log, page
@@ -61,22 +62,6 @@ class Parsed(HTMLParser):
 
 def parsed(*logs: Log, **options: Any) -> Parsed:
     return Parsed(page(logs, **options))
-
-
-async def run(strategy: Any, seed: int = 3, limit: int = 2500, solvable: bool = True) -> Outcome:
-    engine = make_engine(cache=True)
-    return await search(
-        engine,
-        make_task(engine, solvable=solvable),
-        strategy=strategy,
-        verifier=make_verifier(engine),
-        budget=Budget(computed_tokens=limit),
-        seed=seed,
-    )
-
-
-def log_of(outcome: Outcome) -> Log:
-    return Log("search", tuple(outcome.log))
 
 
 @pytest.fixture(scope="module")

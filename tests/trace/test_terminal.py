@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tests.scripts import NEWLINE, make_engine, make_task, make_verifier
+from tests.scripts import NEWLINE, make_engine, make_task
+from tests.trace.searches import log_of, run
 from tts_agent import (
     Beam,
     BestFirst,
-    Budget,
     CheckVerifier,
     Outcome,
     Prefix,
@@ -33,22 +33,6 @@ def shown(log: Log, **options: Any) -> str:
     console.print(render(log, **options))
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
-
-
-async def run(strategy: Any, seed: int = 3, limit: int = 2500) -> Outcome:
-    engine = make_engine(cache=True)
-    return await search(
-        engine,
-        make_task(engine),
-        strategy=strategy,
-        verifier=make_verifier(engine),
-        budget=Budget(computed_tokens=limit),
-        seed=seed,
-    )
-
-
-def log_of(outcome: Outcome) -> Log:
-    return Log("search", tuple(outcome.log))
 
 
 @pytest.fixture(scope="module")
