@@ -1,6 +1,7 @@
 """The driver: completions are handled as they arrive, verifiers asked when they can be, failures stay local."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -216,6 +217,28 @@ async def test_an_engine_that_stays_away_is_an_outage_whatever_searches(strategy
     if len(well.requests) > after:
         with pytest.raises(EngineUnavailable, match="lost . requests in a row|held back for the decision"):
             await search(down, task, strategy=strategy, budget=Budget(calls=40), seed=2)
+
+
+async def test_questions_under_way_when_an_engine_gives_up_are_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(Recording):
+        def bound(self, prompt: int) -> Usage:
+            return Usage(calls=1)
+
+        async def __call__(self, branches: Sequence[Branch]) -> list[Verdict | Unverified]:
+            await asyncio.Event().wait()
+            return []
+
+    monkeypatch.setattr(sys.modules[Search.__module__], "LOSSES_IN_A_ROW", 1)
+    engine = make_engine(faults={0: Fault("lost", after=1)})  # one sample arrives and is asked about
+    task = make_task(engine, solvable=False)
+    run = Search(engine, task, Beam(k=3, keep=3), verifier=Hanging("thought"), ledger=Ledger(Budget(calls=99)), seed=0)
+    with pytest.raises(EngineUnavailable, match="1 requests in a row"):
+        await run.chunk()
+    (entry,) = run.state.pending.values()
+    assert len(entry.unjudged) == 1 and len(entry.missing) == 2
+    await run.aclose()
+    (broken,) = [event for event in run.log if isinstance(event, Reissued)]
+    assert broken.lost.calls == 2 and broken.lost.generated_tokens == 2 * 6  # the rest of the request, and the question
 
 
 async def test_what_an_outage_took_is_not_issued_again_where_it_cannot_be_paid() -> None:

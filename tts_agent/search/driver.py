@@ -890,7 +890,8 @@ class Search:
             if usage is None:
                 held = self.ledger.reservations[reservation]
                 why = str(error) if error else "no answer, and no confirmed abort"
-                again = Reissued(reservation, lost=self._broken_off(entry), reason=why)
+                lost = self._broken_off(entry).plus(self._question_loss(entry, asked))
+                again = Reissued(reservation, lost=Amounts(*map(min, lost, held)), reason=why)
                 self._emit(again if self._resumes and unfinished else Lost(reservation, held, why))
             elif unfinished:
                 known = self.ledger.priced(usage), self._question_loss(entry, asked)
