@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 from tts_agent.errors import ConfigError
@@ -112,8 +113,9 @@ class Prices:
 
     def __post_init__(self) -> None:
         for name in ("prompt", "generated", "cached"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"price {name}={getattr(self, name)!r} must be >= 0 dollars per million tokens")
+            price = getattr(self, name)
+            if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < inf:
+                raise ConfigError(f"price {name}={price!r} must be a number of dollars >= 0 per million tokens")
         if self.cached > self.prompt:
             raise ConfigError(
                 f"price cached={self.cached!r} is above prompt={self.prompt!r}; work is reserved as if nothing were "

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 
 from tests.engines.conftest import VOCABULARY, Reference
 from tts_agent import BestFirst, Budget, Task, search
-from tts_agent.engines import Completion, Sampling
+from tts_agent.engines import Completion, Sampling, load_engine
 from tts_agent.engines.base import question_bound, sample_bound
 from tts_agent.engines.embedded import EmbeddedEngine
 from tts_agent.errors import ConfigError, EngineUnavailable, ModelError, PromptError
@@ -511,6 +511,12 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         EmbeddedEngine(tmp_path / "nowhere")
     with pytest.raises(ModelError, match=r"config\.json"):
         EmbeddedEngine(tmp_path)
+
+
+def test_a_file_in_the_place_of_a_model_folder_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=f"names a file; give the Hugging Face model folder .*embedded://{tmp_path}'"):
+        load_engine(f"embedded://{tmp_path / 'model.safetensors'}")
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,43 @@ async def test_resuming_with_another_setting_or_too_small_a_budget_is_refused_an
     await whole.aclose()
 
 
+WRONG: list[tuple[Any, dict[str, Any], str]] = [
+    (Beam, {"k": "3"}, "beam k='3' must be a whole number"),
+    (Beam, {"keep": None}, "beam keep=None must be a whole number"),
+    (Beam, {"depth": 2.0}, "beam depth=2.0 must be a whole number"),
+    (Beam, {"k": True}, "beam k=True must be a whole number"),
+    (BestFirst, {"k": "4"}, "best_first k='4' must be a whole number"),
+    (BestFirst, {"k": 0}, "best_first k=0 must be at least 1"),
+    (BestFirst, {"parallel": None}, "best_first parallel=None must be a whole number"),
+    (BestFirst, {"parallel": 0}, "best_first parallel=0 must be at least 1"),
+    (BestFirst, {"discount": "0.5"}, "best_first discount='0.5' must be a number"),
+    (BestFirst, {"unvalued": None}, "best_first unvalued=None must be a number"),
+    (BestFirst, {"reheat": "1"}, "best_first reheat='1' must be a number"),
+    (BestFirst, {"enough": "0.9"}, "best_first enough='0.9' must be a number, or None"),
+    (BestFirst, {"max_expansions": 2.5}, "best_first max_expansions=2.5 must be a whole number, or None"),
+    (BestFirst, {"max_expansions": 0}, "best_first max_expansions=0 must be at least 1, or None"),
+    (BestOfN, {"n": 1.5}, "best_of_n n=1.5 must be a whole number, or None"),
+    (BestOfN, {"n": 0}, "best_of_n n=0 must be at least 1, or None"),
+    (BestOfN, {"width": "8"}, "best_of_n width='8' must be a whole number"),
+    (BestOfN, {"enough": [1]}, r"best_of_n enough=\[1\] must be a number, or None"),
+    (Greedy, {"depth": "x"}, "greedy depth='x' must be a whole number"),
+    (Greedy, {"depth": 0}, "greedy depth=0 must be at least 1"),
+    (Prices, {"prompt": "x", "generated": 1.0}, "price prompt='x' must be a number of dollars >= 0"),
+    (Prices, {"prompt": 1.0, "generated": None}, "price generated=None must be a number of dollars >= 0"),
+    (Prices, {"prompt": 1.0, "generated": -1.0}, "price generated=-1.0 must be a number of dollars >= 0"),
+    (Prices, {"prompt": float("inf"), "generated": 1.0}, "price prompt=inf must be a number of dollars >= 0"),
+    (Prices, {"prompt": float("nan"), "generated": 1.0}, "price prompt=nan must be a number of dollars >= 0"),
+    (Prices, {"prompt": 1.0, "generated": 1.0, "cached": "0"}, "price cached='0' must be a number of dollars >= 0"),
+    (Budget, {"calls": "5"}, "budget calls='5' must be a whole number, or None for no limit"),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "reason"), WRONG)
+def test_a_setting_of_the_wrong_kind_is_named(kind: Any, settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        kind(**settings)
+
+
 def test_settings_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"strategy Beam is a class; pass an instance, Beam\(\.\.\.\)"):
         make_strategy(Beam)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from tests.scripts import make_engine, make_task, make_verifier
 from tests.trace.victim import LIMIT, run
 from tts_agent import Beam, BestFirst, Budget, Outcome, search
-from tts_agent.errors import LogError
+from tts_agent.errors import ConfigError, LogError
 from tts_agent.events import VERSION, Chosen, Deepened, Event, Granted, Opened, Sampled
 from tts_agent.trace import Log, Recorder, read, remove
 
@@ -275,3 +276,9 @@ def test_a_trace_with_a_line_missing_is_refused_and_the_gap_named(trace: Recorde
     path.write_bytes(b"".join(lines[:place] + lines[place + 1 :]))
     with pytest.raises(LogError, match="gap"):
         read(path)
+
+
+@pytest.mark.parametrize("path", [5, None, b"trace.jsonl", ["trace.jsonl"]])
+def test_what_is_no_path_is_no_trace(path: Any) -> None:
+    with pytest.raises(ConfigError, match=r"trace=.* must be the path of a file"):
+        Recorder(path)

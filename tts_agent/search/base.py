@@ -5,6 +5,7 @@ from functools import partial
 from random import Random
 from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
+from tts_agent.errors import ConfigError
 from tts_agent.events import Event
 from tts_agent.thought import Expansion, Prune, Unit
 from tts_agent.tree import ThoughtTree
@@ -56,6 +57,25 @@ class Strategy(Protocol[S]):
     def choose(self, state: S) -> int | None:
         """The thought whose path is the answer so far; None if there is none."""
         ...
+
+
+def check_whole(strategy: str, name: str, value: object, *, optional: bool = False) -> None:
+    """Raise `ConfigError` unless a setting is a whole number of at least 1, or None where it is `optional`."""
+    if value is None and optional:
+        return
+    either = ", or None" if optional else ""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{strategy} {name}={value!r} must be a whole number{either}")
+    if value < 1:
+        raise ConfigError(f"{strategy} {name}={value!r} must be at least 1{either}")
+
+
+def check_number(strategy: str, name: str, value: object, *, optional: bool = False) -> None:
+    """Raise `ConfigError` unless a setting is a number, or None where it is `optional`."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{strategy} {name}={value!r} must be a number{', or None' if optional else ''}")
 
 
 UNVALUED = 0.5

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar
 
-from tts_agent.errors import ConfigError
 from tts_agent.events import Cancelled, Carried, Event, Lost, Planned, Sampled, Settled
-from tts_agent.search.base import Allowance, best, valued
+from tts_agent.search.base import Allowance, best, check_whole, valued
 from tts_agent.thought import ROOT, Expansion, Prune, Unit
 from tts_agent.tree import ThoughtTree
 
@@ -41,8 +40,7 @@ class Beam:
 
     def __post_init__(self) -> None:
         for name in ("k", "keep", "depth"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"beam {name}={getattr(self, name)!r} must be at least 1")
+            check_whole(self.name, name, getattr(self, name))
 
     @property
     def bounded(self) -> bool:

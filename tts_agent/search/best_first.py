@@ -22,7 +22,7 @@ from tts_agent.events import (
     Sampled,
     Settled,
 )
-from tts_agent.search.base import UNVALUED, Allowance, best, suffices, valued
+from tts_agent.search.base import UNVALUED, Allowance, best, check_number, check_whole, suffices, valued
 from tts_agent.thought import ROOT, Expansion, Thought, Unit
 from tts_agent.tree import ThoughtTree
 
@@ -89,10 +89,12 @@ class BestFirst:
     max_expansions: int | None = None
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.parallel < 1:
-            raise ConfigError(
-                f"best_first needs k >= 1 and parallel >= 1, got k={self.k!r}, parallel={self.parallel!r}"
-            )
+        for name in ("k", "parallel"):
+            check_whole(self.name, name, getattr(self, name))
+        check_whole(self.name, "max_expansions", self.max_expansions, optional=True)
+        for name in ("discount", "unvalued", "reheat"):
+            check_number(self.name, name, getattr(self, name))
+        check_number(self.name, "enough", self.enough, optional=True)
         if not 0 <= self.discount <= 1 or not 0 <= self.unvalued <= 1:
             raise ConfigError(
                 f"best_first needs discount and unvalued in [0, 1], got {self.discount!r} and {self.unvalued!r}"
@@ -106,8 +108,6 @@ class BestFirst:
             raise ConfigError("best_first greedy_first=True needs discount > 0: no second child would ever be sampled")
         if self.enough is not None and not 0 < self.enough <= 1:
             raise ConfigError(f"best_first enough={self.enough!r} must lie in (0, 1], or be None")
-        if self.max_expansions is not None and self.max_expansions < 1:
-            raise ConfigError(f"best_first max_expansions={self.max_expansions!r} must be at least 1, or None")
 
     @property
     def bounded(self) -> bool:

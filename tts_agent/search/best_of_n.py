@@ -1,6 +1,6 @@
 """Best-of-N: independent answers, whole or step by step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar, Literal
@@ -18,7 +18,7 @@ from tts_agent.events import (
     Sampled,
     Settled,
 )
-from tts_agent.search.base import Allowance, best, suffices
+from tts_agent.search.base import Allowance, best, check_number, check_whole, suffices
 from tts_agent.thought import ROOT, Expansion, Unit
 from tts_agent.tree import ThoughtTree
 
@@ -58,10 +58,9 @@ class BestOfN:
     enough: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.n is not None and self.n < 1) or self.width < 1:
-            raise ConfigError(
-                f"best_of_n needs n >= 1 (or None) and width >= 1, got n={self.n!r}, width={self.width!r}"
-            )
+        check_whole(self.name, "n", self.n, optional=True)
+        check_whole(self.name, "width", self.width)
+        check_number(self.name, "enough", self.enough, optional=True)
         if self.unit not in ("answer", "thought"):
             raise ConfigError(f"best_of_n unit={self.unit!r} is unknown; known: 'answer', 'thought'")
         if self.retry not in ("step", "answer"):
@@ -86,41 +85,55 @@ class BestOfN:
         state.ready.extend([ROOT] * answers)
 
     def update(self, state: BestOfNState, event: Event) -> None:
-        match event:
-            case Opened():
-                self._begin(state, self.width)
-            case Planned() if not event.commit:
-                parent, n = event.request.parent, event.request.n
-                for _ in range(n):
-                    state.ready.remove(parent)
-                state.missing[event.expansion] = (parent, n)
-            case Sampled(thought) if thought.expansion in state.missing:
-                parent, missing = state.missing[thought.expansion]
-                state.missing[thought.expansion] = (parent, missing - 1)
-                if thought.status == "open":
-                    state.ready.append(thought.id)
-                elif thought.status == "invalid" and self.unit == "thought" and self.retry == "step":
-                    state.ready.append(thought.parent)
-                else:
-                    self._begin(state, 1)
-            case Judged(thought_id):
-                state.ended = state.ended or suffices(state.tree, thought_id, self.enough)
-            case Merged(thought_id, into) if thought_id in state.ready:
-                # The same state was reached before: the answer goes on from there, or ends where that one ended.
-                state.ready.remove(thought_id)
-                if state.tree.is_open(into):
-                    state.ready.append(into)
-                else:
-                    self._begin(state, 1)
-            case Pruned(thought_id) if thought_id in state.ready:
-                # Its context is full, or somebody dropped it: the answers that stood there are given up.
-                given_up = state.ready.count(thought_id)
-                state.ready = [thought for thought in state.ready if thought != thought_id]
-                self._begin(state, given_up)
-            case Settled() | Cancelled() | Lost():
-                if event.reservation in state.missing:
-                    parent, missing = state.missing.pop(event.reservation)
-                    state.ready.extend([parent] * missing)
+        fold = _FOLDS.get(type(event))
+        if fold is not None:
+            fold(self, state, event)
+
+    def _open(self, state: BestOfNState, event: Opened) -> None:
+        self._begin(state, self.width)
+
+    def _plan(self, state: BestOfNState, event: Planned) -> None:
+        if not event.commit:
+            parent, n = event.request.parent, event.request.n
+            for _ in range(n):
+                state.ready.remove(parent)
+            state.missing[event.expansion] = (parent, n)
+
+    def _sample(self, state: BestOfNState, event: Sampled) -> None:
+        thought = event.thought
+        if thought.expansion in state.missing:
+            parent, missing = state.missing[thought.expansion]
+            state.missing[thought.expansion] = (parent, missing - 1)
+            if thought.status == "open":
+                state.ready.append(thought.id)
+            elif thought.status == "invalid" and self.unit == "thought" and self.retry == "step":
+                state.ready.append(thought.parent)
+            else:
+                self._begin(state, 1)
+
+    def _judge(self, state: BestOfNState, event: Judged) -> None:
+        state.ended = state.ended or suffices(state.tree, event.thought, self.enough)
+
+    def _merge(self, state: BestOfNState, event: Merged) -> None:
+        if event.thought in state.ready:
+            # The same state was reached before: the answer goes on from there, or ends where that one ended.
+            state.ready.remove(event.thought)
+            if state.tree.is_open(event.into):
+                state.ready.append(event.into)
+            else:
+                self._begin(state, 1)
+
+    def _prune(self, state: BestOfNState, event: Pruned) -> None:
+        # Its context is full, or somebody dropped it: the answers that stood there are given up.
+        given_up = state.ready.count(event.thought)
+        if given_up:
+            state.ready = [thought for thought in state.ready if thought != event.thought]
+            self._begin(state, given_up)
+
+    def _close(self, state: BestOfNState, event: Settled | Cancelled | Lost) -> None:
+        if event.reservation in state.missing:
+            parent, missing = state.missing.pop(event.reservation)
+            state.ready.extend([parent] * missing)
 
     def propose(self, state: BestOfNState, allowance: Allowance, rng: Random) -> Sequence[Expansion]:
         if state.ended or (self.unit == "answer" and state.missing):
@@ -132,3 +145,16 @@ class BestOfN:
 
     def choose(self, state: BestOfNState) -> int | None:
         return best(state.tree)
+
+
+_FOLDS: dict[type[Any], Callable[[BestOfN, BestOfNState, Any], None]] = {
+    Opened: BestOfN._open,
+    Planned: BestOfN._plan,
+    Sampled: BestOfN._sample,
+    Judged: BestOfN._judge,
+    Merged: BestOfN._merge,
+    Pruned: BestOfN._prune,
+    Settled: BestOfN._close,
+    Cancelled: BestOfN._close,
+    Lost: BestOfN._close,
+}

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from tts_agent.events import Cancelled, Carried, Event, Lost, Merged, Opened, Planned, Pruned, Sampled, Settled
-from tts_agent.search.base import Allowance, best
+from tts_agent.search.base import Allowance, best, check_whole
 from tts_agent.thought import ROOT, Expansion, Unit
 from tts_agent.tree import ThoughtTree
 
@@ -29,6 +29,9 @@ class Greedy:
     unit: ClassVar[Unit] = "thought"
 
     depth: int = 32
+
+    def __post_init__(self) -> None:
+        check_whole(self.name, "depth", self.depth)
 
     @property
     def bounded(self) -> bool:

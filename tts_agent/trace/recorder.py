@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from tts_agent.errors import LogError
+from tts_agent.errors import ConfigError, LogError
 from tts_agent.events import Chosen, Event, Granted, Lost, Opened, from_json, to_json
 from tts_agent.tree import ThoughtTree
 
@@ -47,6 +47,13 @@ class Log:
         return first
 
 
+def trace_path(path: str | Path) -> Path:
+    """Where a trace is to be. Raises `ConfigError` for what is no path."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"trace={path!r} must be the path of a file")
+    return Path(path)
+
+
 class Recorder:
     """A journal that appends chunks of a search's log to the file `path`, one event a line, texts included.
 
@@ -54,10 +61,12 @@ class Recorder:
     process, side by side under different names; every line carries the name of its search. A recorder whose first
     chunk does not open a search continues `search`, by default the last one of the file, so
     `search(..., log=read(path)[-1].events, journal=Recorder(path))` resumes what was killed.
+
+    Raises `ConfigError` for a `path` that is none.
     """
 
     def __init__(self, path: str | Path, *, search: str | None = None) -> None:
-        self.path = Path(path)
+        self.path = trace_path(path)
         self._search = search
         self._ready = False
 
