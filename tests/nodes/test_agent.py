@@ -214,6 +214,8 @@ def test_a_state_of_another_version_is_refused() -> None:
         ({"strategy": "dfs"}, "unknown strategy 'dfs'; known: beam"),
         ({"grant": 0.0}, "grant=0.0"),
         ({"flush_events": 0}, "flush_events=0"),
+        ({"trace": 5}, "trace=5"),
+        ({"trace": 5, "staged": True}, "trace=5"),
         ({"staged": True, "flush_events": 5}, "'flush_events'. have no effect on a staged agent"),
         ({"tools": []}, "pass tools="),
         ({"run_budget": Budget(dollars=1.0)}, "needs prices"),

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from itertools import product
 from random import Random
 from typing import Any
 
@@ -14,7 +15,7 @@ from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.func import entrypoint
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import Command, RetryPolicy
+from langgraph.types import Command, RetryPolicy, interrupt
 
 from tests.nodes.table import CountdownEngine, make_engine
 from tools.calculator import calculator
@@ -254,3 +255,97 @@ def test_a_bound_on_concurrency_is_enough_for_a_plan_node(stored: bool, most: in
     done = [agent.invoke(puzzle, configs[0]), *agent.batch([puzzle, puzzle], configs[1:3])]
     done += [asyncio.run(agent.ainvoke(puzzle, configs[3])), *asyncio.run(agent.abatch([puzzle, puzzle], configs[4:]))]
     assert told(done) == [alone(("a", 0))] * 6
+
+
+def make_breaking(
+    engine: CountdownEngine, shared: SharedBudget, saver: Any, *, how: str, breaks: str
+) -> Callable[[Any, Any], Any]:
+    """A graph whose node makes three plan calls and breaks off after them, twice, before it comes to its end.
+
+    It is given the config and how durable it is, and gives the decisions of each attempt and the final state.
+    """
+    nodes, calls = planners(engine, run_budget=shared), [("a", 0), ("b", 1), ("a", 0)]
+    decided: list[Any] = []
+
+    def ended(updates: list[Any]) -> Any:
+        decided.append([update["tts"]["outcome"]["decision"] for update in updates])
+        if breaks == "interrupt":
+            interrupt("one")
+            interrupt("two")
+        elif len(decided) < 3:
+            raise Stopped
+        return {"messages": [], "tts_budgets": updates[-1]["tts_budgets"]}
+
+    def plan(state: PlanState) -> Any:
+        return ended([nodes[call[0]].invoke(asks(call)) for call in calls])
+
+    async def aplan(state: PlanState) -> Any:
+        return ended(await asyncio.gather(*(nodes[call[0]].ainvoke(asks(call)) for call in calls)))
+
+    policy = RetryPolicy(initial_interval=0.01, max_attempts=4, retry_on=Stopped) if breaks == "retry" else None
+    graph = StateGraph(PlanState)
+    graph.add_node("f", aplan if how == "gather" else plan, retry_policy=policy)
+    graph.add_edge(START, "f")
+    graph.add_edge("f", END)
+    agent = graph.compile(checkpointer=saver)
+
+    def invoke(config: Any, durability: Any) -> Any:
+        value: Any = GO
+        while True:
+            try:
+                if how == "gather":
+                    state = asyncio.run(agent.ainvoke(value, config, durability=durability))
+                else:
+                    state = agent.invoke(value, config, durability=durability)
+            except Stopped:
+                value = None
+                continue
+            if "__interrupt__" not in state:
+                return decided, state
+            value = Command(resume=True)
+
+    return invoke
+
+
+BREAKS = ["retry", "raise", "interrupt"]
+
+
+@pytest.mark.parametrize(("breaks", "durability"), [*product(BREAKS, ["sync", "async", "exit"]), ("retry", None)])
+@pytest.mark.parametrize("how", ["one by one", "gather"])
+def test_calls_whose_node_breaks_off_later_are_paid_once(how: str, breaks: str, durability: Any) -> None:
+    """Where nothing is stored before the graph ends, they are searched again, and all searches cost."""
+    engine, shared = make_engine(), SharedBudget(Budget(calls=400))
+    saver = None if durability is None else InMemorySaver()
+    decided, state = make_breaking(engine, shared, saver, how=how, breaks=breaks)(THREAD, durability)
+    entry = state["tts_budgets"]["run"]
+    assert len(decided) == 3 and decided[0] == decided[1] == decided[2]
+    for unit in ("calls", "prompt_computed", "generated"):
+        assert entry["usage"][unit] == getattr(engine.served, unit)
+    assert not entry["lost"]
+
+
+@pytest.mark.parametrize("breaks", BREAKS)
+@pytest.mark.parametrize("limit", [16, 20, 24, 28, 37])
+def test_calls_that_had_ended_are_told_again_where_others_left_little_room(limit: int, breaks: str) -> None:
+    engine, shared = make_engine(), SharedBudget(Budget(calls=limit))
+    decided, state = make_breaking(engine, shared, InMemorySaver(), how="one by one", breaks=breaks)(THREAD, "sync")
+    assert decided[0] == decided[1] == decided[2]
+    assert state["tts_budgets"]["run"]["usage"]["calls"] == engine.served.calls <= limit
+
+
+def test_a_call_whose_end_was_not_stored_is_paid_for_what_it_samples_anew() -> None:
+    class Forgets(InMemorySaver):
+        """What tells a search's end is lost, once."""
+
+        forgot = False
+
+        def put_writes(self, config: Any, writes: Any, *args: Any, **more: Any) -> None:
+            if not self.forgot and "'chosen'" in repr(writes):
+                self.forgot, writes = True, []
+            super().put_writes(config, writes, *args, **more)
+
+    engine, shared, saver = make_engine(), SharedBudget(Budget(calls=400)), Forgets()
+    decided, state = make_breaking(engine, shared, saver, how="one by one", breaks="retry")(THREAD, "sync")
+    entry = state["tts_budgets"]["run"]
+    assert saver.forgot and len(decided) == 3
+    assert entry["usage"]["calls"] + entry["lost"]["calls"] >= engine.served.calls > entry["usage"]["calls"]

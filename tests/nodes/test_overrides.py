@@ -1,8 +1,11 @@
 """Budgets that a caller changes at run time: what is set later counts, what does not exist is refused."""
 
 import asyncio
+import re
+from collections import UserDict
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from enum import StrEnum
+from typing import Annotated, Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -15,7 +18,15 @@ from tests.nodes.world import GrammarDialect, make_engine, make_graph
 from tests.scripts import make_verifier
 from tts_agent import BestFirst, Budget
 from tts_agent.errors import ConfigError, LogError
-from tts_agent.nodes import PlanState, TTSContext, create_planning_agent, make_plan_node
+from tts_agent.middleware import PlanSearchMiddleware
+from tts_agent.nodes import (
+    PlanState,
+    SharedBudget,
+    TTSContext,
+    create_planning_agent,
+    make_expand_node,
+    make_plan_node,
+)
 from tts_agent.nodes.overrides import overridden
 
 GO: Any = {"messages": [HumanMessage("go")]}
@@ -128,6 +139,90 @@ def test_whatever_a_caller_writes_is_a_budget_or_an_error_of_ours(tts: dict[Any,
         assert isinstance(overridden(Budget(calls=9), "run", {"configurable": {"tts": tts}}), Budget)
     except ConfigError as error:
         assert "config['configurable']['tts']" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        ({"plan": {"calls": 5}}, r"did you mean context=\{'tts': \{'plan': \{'calls': 5\}\}\}"),
+        ({"*": {"calls": 5, "seconds": 2}, "customer": "c"}, r"under 'tts'; did you mean context=\{'tts': \{'\*': "),
+        ({"run": {"dollars": 1.5}, "tts": None}, r"did you mean context=\{'tts': \{'run': "),
+        *(
+            (context, "is no context: one with budgets is a mapping with 'tts' or an object with an attribute `tts`")
+            for context in ("x", b"x", 5, 1.5, True, ["tts"], ("tts",), {"tts"})
+        ),
+    ],
+)
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_context_that_means_budgets_and_has_none_is_refused(how: str, context: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(how, context=context)
+
+
+class Tenant(NamedTuple):
+    """A context that is a tuple of the user's own."""
+
+    name: str
+    tts: Any = None
+
+
+class Region(StrEnum):
+    """A context that is a text of the user's own."""
+
+    NORTH = "north"
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        None,
+        {},
+        {"customer": "c", "limits": {"calls": 3}, 5: {"calls": 3}, "plan": {"colour": "blue"}, "run": {}, "*": "all"},
+        {"plan": {"calls": 3, "tier": "gold"}, "tts": {}},
+        UserDict(customer="c"),
+        Mine(),
+        Tenant("c"),
+        Region.NORTH,
+        object(),
+    ],
+)
+def test_a_context_of_any_other_shape_changes_nothing(context: Any) -> None:
+    assert used(run("sync", context=context), 20)
+
+
+def test_a_tuple_of_ones_own_may_have_budgets() -> None:
+    assert used(run("sync", context=Tenant("c", tts={"plan": {"calls": 8}})), 8)
+
+
+@pytest.mark.parametrize("name", ["", "*", "run"])
+def test_no_step_is_named_like_what_means_something_else(name: str) -> None:
+    class Named(PlanSearchMiddleware):
+        @property
+        def name(self) -> str:
+            return name
+
+    engine = make_engine()
+    settings: dict[str, Any] = {"dialect": GrammarDialect(engine), "budget": Budget(calls=9), "name": name}
+    for make in (
+        lambda: make_plan_node(engine, **settings),
+        lambda: make_expand_node(engine, **settings),
+        lambda: Named(2),
+    ):
+        with pytest.raises(ConfigError, match=f"name='{re.escape(name)}' is no name of its own.*choose another name"):
+            make()
+    if name == "run":
+        assert SharedBudget(Budget(calls=9), name=name).name == SharedBudget(Budget(calls=9)).name
+    else:
+        with pytest.raises(ConfigError, match="is no name of its own"):
+            SharedBudget(Budget(calls=9), name=name)
+
+
+@pytest.mark.parametrize("name", [None, 5, b"plan"])
+def test_a_name_is_a_text(name: Any) -> None:
+    with pytest.raises(ConfigError, match="must be a text"):
+        make_graph(make_engine(), name=name)
+    with pytest.raises(ConfigError, match="must be a text"):
+        SharedBudget(Budget(calls=9), name=name)
 
 
 def test_names_are_known_as_long_as_their_nodes_live() -> None:

@@ -5,9 +5,15 @@ from collections.abc import Sequence
 from threading import RLock
 from uuid import uuid4
 
+from langgraph.config import get_config
+
 from tts_agent.budget import Amounts, Budget, Ledger
+from tts_agent.nodes.place import Place
 from tts_agent.nodes.spent import VERSION, Counter, Entry
 from tts_agent.usage import Prices, Usage
+
+KEPT = 1024
+"""Planning steps that are done and may be told again, of one account; the oldest are forgotten."""
 
 _lock = RLock()
 """Held while any account of a run changes, so that several can be asked and charged as one."""
@@ -120,6 +126,8 @@ class Account:
         self._elsewhere = Counter()
         self._calls: set[str] = set()
         self._steps: dict[str, Ledger] = {}  # of planning steps that are not done, by the task that works on them
+        self._paid: dict[str, Amounts] = {}  # of steps that are done, and are told again if their task runs again
+        self._again: dict[str, Ledger] = {}  # of those of them that are being told again
 
     @property
     def idle(self) -> bool:
@@ -153,18 +161,35 @@ class Account:
         """The ledger of a planning step that `task` works on.
 
         A step that failed and is resumed charges anew what its own log tells, so what it charged before is taken back.
+        One that is done is paid. It is told again beside the account, as if it were alone: what it once reserved may
+        not fit any more into what others have left.
         """
         with self.ledger.held():
+            if task in self._paid:
+                around = Ledger(self.ledger.budget, name=self.ledger.name, prices=self.ledger.prices)
+                again = self._again[task] = Ledger(budget, name="step", parent=around, prices=prices)
+                return again
             before = self._steps.pop(task, None)
             if before is not None:
                 self.ledger.withdraw(before)
             ledger = self._steps[task] = Ledger(budget, name="step", parent=self.ledger, prices=prices)
             return ledger
 
+    def paid(self, task: str) -> bool:
+        """Whether the step of `task` is done, so that it is told again, if at all, and costs nothing."""
+        return task in self._paid
+
     def finish(self, task: str) -> None:
-        """The step of `task` is done: what it spent is the run's for good."""
+        """The step of `task` is done: what it spent is the run's, once, also if its node breaks off and runs again."""
         with self.ledger.held():
-            self._steps.pop(task, None)
+            ledger, again = self._steps.pop(task, None), self._again.pop(task, None)
+            if again is not None:  # it charged more than before if the end of its log was lost and sampled anew
+                ledger = again
+                self.ledger.write_off(again.committed.minus(self._paid.get(task, again.committed)))
+            if ledger is not None and _is_told_again(task):
+                self._paid[task] = ledger.committed
+                while len(self._paid) > KEPT:
+                    del self._paid[next(iter(self._paid))]
 
     # --- what was stored outside of the state
 
@@ -209,3 +234,14 @@ class Account:
                 "counters": {self._counter: said},
                 **said,
             }
+
+
+def _is_told_again(step: str) -> bool:
+    """Whether the log of `step`, which ends here, is stored, and so told, not searched anew, if its task runs again."""
+    try:
+        config = get_config()
+    except RuntimeError:  # outside a graph
+        return False
+    # The key of a step that is stored begins with the task around; others, such as those of stages, may come twice.
+    around, task = config.get("configurable", {}).get("checkpoint_ns", ""), step.partition("/")[0]
+    return f":{task}" in around and Place.find(config) is not None

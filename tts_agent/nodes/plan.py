@@ -19,7 +19,6 @@ from tts_agent.errors import ConfigError
 from tts_agent.loop import run_sync
 from tts_agent.nodes.attempt import Attempt, Memo, current_attempt
 from tts_agent.nodes.journal import Ask, Chunk, Conversation
-from tts_agent.nodes.overrides import know
 from tts_agent.nodes.place import Attempts, Place, own_space
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.review import Review, Wanted, check, shown
@@ -28,7 +27,7 @@ from tts_agent.nodes.state import PlanState, Update
 from tts_agent.search import Search
 from tts_agent.search.driver import FLUSH_EVENTS, FLUSH_SECONDS
 from tts_agent.search.run import GRANT
-from tts_agent.trace.recorder import Recorder
+from tts_agent.trace.recorder import Recorder, trace_path
 
 WORKERS = 3
 """LangGraph needs as many for an entrypoint, a task of it, and the wait for that task."""
@@ -65,10 +64,10 @@ class PlanNode(Runnable[PlanState, Update]):
         self.planner = planner
         self._review = review
         self.name = planner.name
-        self._grant, self._trace = grant, None if trace is None else Path(trace)
+        self._grant, self._trace = grant, None if trace is None else trace_path(trace)
         self._flush_events, self._flush_seconds = flush_events, flush_seconds
         self._memo = Memo()
-        know(self, planner.name)
+        planner.enrol(self)
 
     def invoke(self, input: PlanState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
         attempt = current_attempt()

@@ -17,7 +17,7 @@ from tts_agent.nodes.account import Account
 from tts_agent.nodes.attempt import call_key
 from tts_agent.nodes.audience import Audience
 from tts_agent.nodes.observed import open_search
-from tts_agent.nodes.overrides import RUN, overridden
+from tts_agent.nodes.overrides import RUN, know, overridden
 from tts_agent.nodes.shared import SharedBudget
 from tts_agent.nodes.spent import BUDGETS
 from tts_agent.nodes.state import Memory, Update, forgets, read_state, subtree, summary
@@ -112,6 +112,10 @@ class Planner:
                 "set budget=Budget(...) for each step or run_budget=Budget(...) for the run"
             )
 
+    def enrol(self, node: object) -> None:
+        """Let the budgets that `node` reads for its steps be changed at run time; see `know`."""
+        know(node, steps=(self.name,), runs=() if isinstance(self.run_budget, SharedBudget) else (RUN,))
+
     # --- the beginning
 
     def begin(self, state: Any, config: RunnableConfig | None = None, *, key: str | None = None) -> Step | Update:
@@ -139,8 +143,9 @@ class Planner:
         key = number if key is None else call_key(key, number, request.task.root)
         audience = Audience.here(config, name=self.name, candidates=self.stream_candidates)
         step = Step(request, memory, self._scope(run, budget, carried), carried, account, key, audience)
-        staged = bool(state.get("search"))  # it was admitted when it began, and holds its decision
-        if not staged and (step.number > 1 or account is not None) and (unit := self.short(step)):
+        # One that has begun in stages holds its decision, and one that is done is paid.
+        admitted = bool(state.get("search")) or (account is not None and account.paid(key))
+        if not admitted and (step.number > 1 or account is not None) and (unit := self.short(step)):
             # NOTE: a first step that nothing can be searched in is a wrong setting, which the search itself reports,
             # unless others may have spent the budget.
             return self.finish(step, Outcome((), StopReason.BUDGET, unit, cut=f"the {unit} limit left no step"))

@@ -103,7 +103,7 @@ class SharedBudget:
         self._accounts: dict[str, Account] = {}
         self._runs: dict[int, tuple[object, str]] = {}  # what an `invoke` shares -> its account
         self._threads: dict[str, str] = {}
-        know(self, name)
+        know(self, runs=(name,))
 
     def open(self, state: Any, config: RunnableConfig | None = None) -> Account:
         """The account of the run that calls; its limits may be changed at run time.
