@@ -29,6 +29,7 @@ from tts_agent.events import (
     Reserved,
     Sampled,
     Settled,
+    Stopped,
     from_json,
     log_from_json,
     log_to_json,
@@ -78,6 +79,7 @@ events = st.one_of(
     st.builds(Lost, st.none() | st.integers(-1, 100), amounts, st.text()),
     st.builds(Clock, st.floats(0, 1e6)),
     st.builds(Deepened, st.dictionaries(st.sampled_from(["calls", "seconds"]), counts | st.floats(0, 1e6))),
+    st.builds(Stopped, st.text()),
     st.builds(Chosen, st.none() | counts, st.sampled_from(StopReason), st.none() | st.text(), st.booleans(), st.text()),
 )
 

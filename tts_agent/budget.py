@@ -235,7 +235,7 @@ class Ledger:
     @property
     def limited(self) -> bool:
         """Whether anything but time limits this scope, or one around it."""
-        return any(scope._bounded for scope in self._chain)
+        return any(map(_bounded, self._chain))
 
     @property
     def counts_tokens(self) -> bool:
@@ -365,6 +365,9 @@ class Ledger:
                 "reserved": self.reserved.to_json(),
                 "open": {str(key): value.to_json() for key, value in self._open.items()},
             }
+
+
+_bounded = attrgetter("_bounded")
 
 
 def _add(total: list[int], amounts: Amounts) -> None:

@@ -9,7 +9,7 @@ then for each expansion `Planned`, `Reserved`, one `Sampled` per completion with
 after it, and `Settled`, `Cancelled` or `Lost` at its end (`Reissued` and `Reserved` before it, where an outage took a
 part of it); `Chosen` last. Every durable chunk ends with `Granted`.
 `Deepened` may come anywhere; after `Chosen` it opens the search again, which then ends with another `Chosen`, and
-where a reviewer decides, their `Chosen` follows the strategy's: the last one counts.
+where a reviewer decides, their `Chosen` follows the strategy's: the last one counts. After `Stopped` nothing is begun.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -200,6 +200,14 @@ class Deepened:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopped:
+    """Somebody outside wants the search to end at once, with the best answer so far; `reason` says why."""
+
+    kind: ClassVar[str] = "stopped"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Chosen:
     """The search ended; `thought` is the end of the chosen path, None if there is no decision.
 
@@ -230,6 +238,7 @@ Event = (
     | Reissued
     | Clock
     | Deepened
+    | Stopped
     | Chosen
 )
 

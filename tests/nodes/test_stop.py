@@ -1,6 +1,7 @@
 """What stops a search from outside: a timeout, a cancelled run, a graph that drains, a handle, a retry."""
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -20,15 +21,17 @@ from langgraph.types import RetryPolicy, Send, TimeoutPolicy
 
 from graphs.countdown import build
 from tests.nodes.table import make_engine as make_player
+from tests.nodes.test_stages import make_stages
 from tests.nodes.world import BUDGET, make_engine, make_graph
+from tests.scripts import make_verifier
 from tools.calculator import calculator
 from tts_agent import BestFirst, Budget, ScriptedEngine, ThoughtTree, Usage, load_engine
 from tts_agent.engines.base import Completion
 from tts_agent.engines.embedded import EmbeddedEngine
 from tts_agent.engines.scripted import ScriptedStream
 from tts_agent.errors import BudgetError
-from tts_agent.events import Deepened, Lost, Sampled
-from tts_agent.nodes import PlanState, SearchHandle, create_planning_agent, running_searches
+from tts_agent.events import Deepened, Lost, Sampled, Stopped
+from tts_agent.nodes import PlanState, SearchHandle, SharedBudget, create_planning_agent, running_searches
 from tts_agent.pocket.dialect import CountdownDialect
 from tts_agent.trace.recorder import Log, read
 
@@ -380,3 +383,153 @@ async def test_an_agent_that_drained_goes_on_with_what_it_had_decided() -> None:
     decided = state.values["messages"][1]
     result = await agent.ainvoke(None, THREAD)
     assert result["messages"][1] == decided and result["tts"]["step"] > 1
+
+
+class Slow:
+    """A verifier that takes its time: so many seconds for each round of questions, the last ones none."""
+
+    def __init__(self, engine: ScriptedEngine, *pauses: float) -> None:
+        self._verifier, self._pauses = make_verifier(engine), iter(pauses)
+        self.name, self.scope, self.bound = self._verifier.name, self._verifier.scope, self._verifier.bound
+        self.asked = asyncio.Event()
+
+    async def __call__(self, branches: Any) -> Any:
+        self.asked.set()
+        await asyncio.sleep(next(self._pauses, 0.0))
+        return await self._verifier(branches)
+
+
+class TestStages:
+    """What stops a search that is spread over nodes."""
+
+    @pytest.mark.parametrize("asynchronous", [True, False])
+    def test_a_handle_stops_a_search(self, asynchronous: bool, tmp_path: Path) -> None:
+        watched, trace = Watched(pace=0.02), tmp_path / "trace.jsonl"
+        agent = make_stages(watched.engine, solvable=False, trace=trace).compile(checkpointer=InMemorySaver())
+        outside = Outside(lambda handle: handle.stop("seen enough"), thread="1", node="plan")
+        result = asyncio.run(agent.ainvoke(GO, THREAD)) if asynchronous else agent.invoke(GO, THREAD)
+        handle = outside.done()
+        outcome = result["tts"]["outcome"]
+        assert (outcome["stop"], outcome["cut"]) == ("cancelled", "seen enough")
+        assert result["messages"][-1].text == outcome["decision"] and not result["search"]
+        assert (handle.search, handle.done) == ("plan/1", True)
+        assert handle.usage.to_json() == outcome["usage"]
+        assert not watched.in_flight and not running_searches()
+        assert [event.reason for event in last(trace).events if isinstance(event, Stopped)] == ["seen enough"]
+
+    async def test_the_questions_of_a_stopped_search_are_not_waited_for(self) -> None:
+        engine = make_engine()
+        verifier = Slow(engine, 0.4)
+        agent = make_stages(engine, solvable=False, verifier=verifier).compile()
+        run = asyncio.create_task(agent.ainvoke(GO))
+        await verifier.asked.wait()
+        (handle,) = running_searches(node="plan")
+        handle.stop()
+        begun = time.monotonic()
+        outcome = (await run)["tts"]["outcome"]
+        assert time.monotonic() - begun < 0.3
+        assert outcome["stop"] == "cancelled" and outcome["lost"]
+
+    async def test_a_stop_holds_for_whoever_goes_on_with_the_search(self) -> None:
+        watched, saver = Watched(pace=0.2), InMemorySaver()
+        agent = make_stages(watched.engine, solvable=False).compile(checkpointer=saver, interrupt_before=["verify"])
+        run = asyncio.create_task(agent.ainvoke(GO, THREAD))
+        await until(lambda: watched.in_flight)
+        running_searches(thread="1")[0].stop("seen enough")
+        assert not (await run)["tts"] and not watched.in_flight
+        other = Watched()
+        result = await make_stages(other.engine, solvable=False).compile(checkpointer=saver).ainvoke(None, THREAD)
+        outcome = result["tts"]["outcome"]
+        assert (outcome["stop"], outcome["cut"], other.seeds) == ("cancelled", "seen enough", [])
+
+    @pytest.mark.parametrize("asynchronous", [True, False])
+    def test_a_handle_deepens_a_search(self, asynchronous: bool, tmp_path: Path) -> None:
+        watched, trace = Watched(pace=0.02), tmp_path / "trace.jsonl"
+        settings: dict[str, Any] = {"budget": Budget(calls=6), "verifier": None, "trace": trace}
+        agent = make_stages(watched.engine, solvable=False, **settings).compile()
+        outside = Outside(lambda handle: handle.deepen(calls=30), node="plan")
+        result = asyncio.run(agent.ainvoke(GO)) if asynchronous else agent.invoke(GO)
+        outside.done()
+        assert 6 < result["tts"]["outcome"]["usage"]["calls"] <= 36
+        assert [event.more for event in last(trace).events if isinstance(event, Deepened)] == [{"calls": 30}]
+
+    @pytest.mark.parametrize("drained", ["expand", "verify", "select"])
+    async def test_an_agent_that_drained_goes_on_with_what_it_had_decided(self, drained: str, tmp_path: Path) -> None:
+        engine, control, trace = make_player(pace=0.01), RunControl(), tmp_path / "trace.jsonl"
+        graph = create_planning_agent(
+            engine,
+            dialect=CountdownDialect(engine),
+            tools=[calculator],
+            strategy=BestFirst(k=4, max_expansions=9),
+            staged=True,
+            trace=trace,
+        )
+        node: Any = graph.nodes[drained].runnable
+        work, rounds = node._work, 0
+
+        async def working(search: Any) -> None:
+            nonlocal rounds
+            rounds += 1
+            if rounds == 2:
+                control.request_drain("a new release")
+            await work(search)
+
+        node._work = working
+        agent: Any = graph.compile(checkpointer=InMemorySaver())
+        question = {"messages": [HumanMessage("Make 24 from 8 5 3 1")]}
+        with pytest.raises(GraphDrained):
+            await agent.ainvoke(question, THREAD, control=control)
+        state = await agent.aget_state(THREAD)
+        outcome = state.values["tts"]["outcome"]
+        assert outcome["cut"] == "the graph is draining: a new release"
+        assert state.next == {"expand": ("verify",), "verify": ("select",), "select": ("act",)}[drained]
+        decided, calls = state.values["messages"][1:], engine.served.calls
+        assert [message.text for message in decided] == [outcome["decision"].strip()]
+        (name,) = await anext(agent.astream(None, THREAD, stream_mode="updates"))
+        assert name == state.next[0] and engine.served.calls == calls
+        result = await agent.ainvoke(None, THREAD)
+        assert result["messages"][1] == decided[0] and result["tts"]["step"] > 1
+        assert [log.events[-1].stop.value for log in read(trace)][0] == "cancelled"
+
+    async def test_a_thread_that_drained_can_be_asked_anew(self) -> None:
+        watched, control, saver = Watched(pace=0.02), RunControl(), InMemorySaver()
+        agent = make_stages(watched.engine, solvable=False).compile(checkpointer=saver)
+        run = asyncio.create_task(agent.ainvoke(GO, THREAD, control=control))
+        await until(lambda: any(handle.usage.calls > 2 for handle in running_searches()))
+        control.request_drain("sigterm")
+        with pytest.raises(GraphDrained):
+            await run
+        result = await make_stages(make_engine(), solvable=False).compile(checkpointer=saver).ainvoke(GO, THREAD)
+        assert result["tts"]["outcome"]["stop"] == "converged" and result["tts"]["step"] == 2
+
+    @pytest.mark.parametrize("shared", [False, True])
+    @pytest.mark.parametrize("stage", ["expand", "verify"])
+    async def test_a_retry_goes_on_where_the_stage_was(self, stage: str, shared: bool, tmp_path: Path) -> None:
+        watched, trace = Watched(), tmp_path / "trace.jsonl"
+        sample, asked = watched.engine.sample, itertools.count()
+
+        def hanging(*arguments: Any, **named: Any) -> Any:
+            stream = sample(*arguments, **named)
+            return Hanging(stream) if next(asked) in (2, 5) else stream
+
+        watched.engine.sample = hanging  # type: ignore[method-assign]
+        pauses = () if stage == "expand" else (0.0, 30.0, 30.0)
+        settings: dict[str, Any] = {"trace": trace, "verifier": Slow(watched.engine, *pauses)}
+        if shared:
+            settings["run_budget"] = SharedBudget(BUDGET)
+        graph = make_stages(watched.engine, **settings)
+        for name in ("expand", "verify"):
+            graph.nodes[name].retry_policy = [RetryPolicy(max_attempts=9, initial_interval=0.001, jitter=False)]
+            graph.nodes[name].timeout = TimeoutPolicy(run_timeout=0.4)
+        result = await graph.compile(checkpointer=InMemorySaver()).ainvoke(GO, THREAD)
+        undisturbed = make_stages(make_engine(), trace=tmp_path / "whole.jsonl").compile()
+        await undisturbed.ainvoke(GO)
+        log = last(trace)
+        assert ThoughtTree(log.events).to_json() == ThoughtTree(last(tmp_path / "whole.jsonl").events).to_json()
+        assert len([event for event in log.events if isinstance(event, Lost)]) == (2 if stage == "expand" else 4)
+        totals = result["tts"]["totals"]
+        charged = totals["usage"]["generated"] + totals["lost"].get("generated_tokens", 0)
+        assert watched.engine.served.generated <= charged <= BUDGET.generated_tokens
+        if shared:
+            entry = result["tts_budgets"]["run"]
+            assert charged == entry["usage"]["generated"] + entry["lost"].get("generated_tokens", 0)

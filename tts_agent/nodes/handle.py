@@ -1,18 +1,26 @@
-"""Searches under way in this process, to be stopped or deepened from outside. Those in stages are not among them."""
+"""Searches under way in this process, to be stopped or deepened from outside."""
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import Self, Unpack, cast
 
 from langgraph.runtime import get_runtime
 
+from tts_agent.nodes.attempt import Attempt
 from tts_agent.nodes.overrides import BudgetOverride
 from tts_agent.search import Search
 from tts_agent.usage import Usage
 
+LOOK = 0.05
+"""Seconds between two looks at whether the graph is to come to an end."""
+
 
 class SearchHandle:
-    """A search that a plan node or a `PlanSearchMiddleware` drives in this process; found by `running_searches`.
+    """A search that a plan node, a stage or a `PlanSearchMiddleware` drives in this process.
 
+    Found by `running_searches`; between two stages nobody drives it, and what it is asked then is done by the next one.
     `node` is the name of the planner or of the middleware, `search` what the search is called in traces (`plan/1` for
     the first step), `thread` and `run` are the `thread_id` and the `run_id` of the graph's config, None where it has
     none. All methods may be called from any thread; after the search's end they have no effect.
@@ -104,3 +112,29 @@ def delist(handle: SearchHandle) -> None:
     with _lock:
         if handle in _running:
             _running.remove(handle)
+
+
+@contextmanager
+def drained(search: Search, attempt: Attempt | None) -> Iterator[None]:
+    """Stop `search`, which `attempt` drives here, when its graph is asked to come to an end."""
+    if attempt is None:
+        yield
+        return
+    looking = asyncio.create_task(_look_out(search, attempt))
+    try:
+        yield
+    finally:
+        looking.cancel()
+
+
+def heed(search: Search, attempt: Attempt) -> bool:
+    """Stop `search` if the graph is asked to come to an end; whether it is."""
+    reason = attempt.draining()
+    if reason is not None:
+        search.cancel(f"the graph is draining: {reason}")
+    return reason is not None
+
+
+async def _look_out(search: Search, attempt: Attempt) -> None:
+    while not heed(search, attempt):
+        await asyncio.sleep(LOOK)

@@ -8,7 +8,6 @@ without `await`, are in `plan.py`.
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 from uuid import uuid4
@@ -16,20 +15,17 @@ from uuid import uuid4
 from langchain_core.messages import AIMessage
 from langgraph.checkpoint.base import CheckpointTuple
 
-from tts_agent.budget import NOTHING
 from tts_agent.errors import ConfigError, EngineUnavailable, LogError
 from tts_agent.events import (
-    COMMIT,
     Chosen,
     Decode,
     Deepened,
     Event,
-    Granted,
     log_from_json,
     log_to_json,
 )
 from tts_agent.nodes.attempt import Attempt, Left, same_step
-from tts_agent.nodes.handle import SearchHandle, delist, enlist
+from tts_agent.nodes.handle import SearchHandle, delist, drained, enlist
 from tts_agent.nodes.review import CHOSE, WROTE, Answer, Choose, Edit, More, Review, is_more, read_edit
 from tts_agent.outcome import Outcome
 from tts_agent.search import Search
@@ -39,9 +35,6 @@ Chunk = dict[str, Any]
 """A part of a search's log as plain JSON: its `id`, the key of the plan call it is `of`, the id of the chunk it comes
 `after` ("" for the first), its `events`, and which `turn` at the search wrote it: each process and each attempt has its
 own, a later one a higher."""
-
-LOOK = 0.05
-"""Seconds between two looks at whether the graph is to come to an end."""
 
 
 class Ask(Enum):
@@ -237,12 +230,12 @@ class Conversation:
         search = self._search if self._handle is not None and self._search is not None else await self._begin()
         self._obey(search)
         try:
-            with self._watched(search):
+            with drained(search, self._attempt):
                 await search.chunk(max_events=self._max_events, max_seconds=self._max_seconds)
         except EngineUnavailable as outage:
             await search.aclose()
             self._outage = outage
-        log = search.log if self._outage is None else self._settled(search)
+        log = search.log if self._outage is None else search.left()
         events, self._written = log[self._written :], len(log)
         self._look(log)
         await self._record(log)
@@ -289,19 +282,6 @@ class Conversation:
             case Edit() if not self._decided:
                 search.choose(None, WROTE)
 
-    @contextmanager
-    def _watched(self, search: Search) -> Iterator[None]:
-        """Stop `search` when the graph is asked to come to an end."""
-        attempt = self._attempt
-        if attempt is None:
-            yield
-            return
-        looking = asyncio.create_task(_look_out(attempt, search))
-        try:
-            yield
-        finally:
-            looking.cancel()
-
     async def _record(self, log: Sequence[Event]) -> None:
         if self._recorder is not None:
             fresh, self._recorded = log[self._recorded :], len(log)
@@ -330,34 +310,9 @@ class Conversation:
             return Left(search.log, self._ends, self._turn)
         if not self._closed:  # whoever closed it was cancelled, and nobody knows what was used: only the journal counts
             return None
-        log = self._torn(search) if self._outage is None else self._settled(search)
-        return Left(log, self._ends, self._turn)
-
-    @staticmethod
-    def _settled(search: Search) -> list[Event]:
-        """The log of a search that was closed: nothing is under way, and its last grant leaves nothing to be lost."""
-        ledger = search.ledger
-        used = ledger.committed.minus(ledger.reservations.get(COMMIT, NOTHING))
-        ceiling = (None if limit is None else used[unit] for unit, limit in enumerate(ledger.limits()))
-        return [*search.log, Granted(tuple(ceiling))]
-
-    @staticmethod
-    def _torn(search: Search) -> list[Event]:
-        """The log of a search that was closed in the midst of a chunk: what was under way is planned still.
-
-        Its last grant leaves to be lost just what the engine had used of that.
-        """
-        used = search.ledger.committed.minus(search.ledger.reservations.get(COMMIT, NOTHING))
-        return [*search.log[: search.whole], Granted(tuple(used))]
+        return Left(search.left(), self._ends, self._turn)
 
 
 def is_chunk(value: Any) -> bool:
     """Whether a stored value is a chunk of a search's log."""
     return isinstance(value, dict) and "turn" in value and "after" in value
-
-
-async def _look_out(attempt: Attempt, search: Search) -> None:
-    """Stop `search` when the graph is asked to come to an end."""
-    while (reason := attempt.draining()) is None:
-        await asyncio.sleep(LOOK)
-    search.cancel(f"the graph is draining: {reason}")

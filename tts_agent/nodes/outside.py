@@ -45,20 +45,27 @@ class OutsideVerifier:
 
 
 def unjudged(state: Mapping[str, Any], decode: Decode) -> list[Branch]:
-    """The branches of the search under way that wait for a verdict, in the order of ids. `decode` is the engine's."""
+    """The branches of the search under way that wait for a verdict, in the order of ids; none once it has ended.
+
+    `decode` is the engine's.
+    """
     log = read_log(state["search"], decode)
     tree = ThoughtTree(log)
+    if tree.chosen is not None:
+        return []
     settled = {event.thought for event in log if isinstance(event, (Judged, Pruned, Merged))}
     waiting = (event.thought for event in log if isinstance(event, Sampled) and event.thought.id not in settled)
     return [tree.branch(thought.id) for thought in waiting if thought.status in ("open", "complete")]
 
 
 def growable(state: Mapping[str, Any], decode: Decode) -> list[Branch]:
-    """The branches of the search under way that may be grown, in the order of ids. `decode` is the engine's.
+    """The branches of the search under way that may be grown, in the order of ids; none once it has ended.
 
-    Their verdicts, where there are any by now, are in `branch.tree.verdicts`.
+    Their verdicts, where there are any by now, are in `branch.tree.verdicts`. `decode` is the engine's.
     """
     tree = ThoughtTree(read_log(state["search"], decode))
+    if tree.chosen is not None:
+        return []
     return [tree.branch(number) for number in sorted(tree.thoughts) if tree.is_open(number)]
 
 

@@ -7,10 +7,15 @@ every stage waits for the slowest of what it started. For a `StagedState`::
       |
       +------------------------------> the answer, if there is nothing left to decide
 
-A kill repeats the stage that it interrupted, and what that stage had used is not charged; where a limit must hold
-across kills, use `make_plan_node`.
+`running_searches` knows a search while a stage works on it. Stopped from there, it has its decision at the end of the
+round. A graph that is asked to drain while a stage works has it at the end of that stage, and if the graph goes on, the
+stages after it find nothing to do; a graph that drains between two stages leaves the search as it is, to be resumed.
+
+A stage that a `retry_policy` runs again in the same process goes on from where it was. A kill repeats the stage that it
+interrupted, and what that stage had used is not charged; where a limit must hold across kills, use `make_plan_node`.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -20,15 +25,15 @@ from langgraph.types import Overwrite
 from tts_agent.dialect import Dialect
 from tts_agent.engines.base import Engine
 from tts_agent.errors import ConfigError, SearchError
-from tts_agent.events import Event, Judged, Opened, Pruned
+from tts_agent.events import Chosen, Event, Judged, Opened, Pruned
 from tts_agent.loop import run_sync
-from tts_agent.nodes.attempt import current_attempt
-from tts_agent.nodes.overrides import know
+from tts_agent.nodes.attempt import Attempt, Left, Memo, current_attempt
+from tts_agent.nodes.handle import SearchHandle, delist, drained, enlist, heed
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.standing import Asked, Shelf, Standing
 from tts_agent.nodes.state import Log, StagedState, Update, read_log, read_state, write_chunk
 from tts_agent.search import Search
-from tts_agent.trace.recorder import Recorder
+from tts_agent.trace.recorder import Recorder, trace_path
 
 
 class StageNode(Runnable[StagedState, Update]):
@@ -39,7 +44,8 @@ class StageNode(Runnable[StagedState, Update]):
         self.planner = planner
         self._stage = stage
         self._trace = trace
-        know(self, planner.name)
+        self._memo = Memo()
+        planner.enrol(self)
 
     def invoke(self, input: StagedState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
         return run_sync(self.ainvoke(input, config))
@@ -51,43 +57,93 @@ class StageNode(Runnable[StagedState, Update]):
                 f"the state has no 'search', where stage {self._stage!r} looks for the search under way; build the "
                 "graph over StagedState, or give the state of yours its keys"
             )
+        attempt = current_attempt()
+        async with self._memo.turn(None if attempt is None else attempt.task):
+            return await self._advance(state, config, attempt)
+
+    async def _advance(
+        self, state: Mapping[str, Any], config: RunnableConfig | None, attempt: Attempt | None
+    ) -> Update:
         log: Log = state["search"] or []
         asked = Asked.here(self.planner, state, config)
         standing = _shelf.take(log, asked, config)
         if standing is not None:
-            step, search = standing.step, standing.search
-            begun = len(search.log)
+            step, search, begun = standing.step, standing.search, len(standing.search.log)
         else:
-            found = self.planner.begin(state, config)
-            if not isinstance(found, Step):
-                return {**found, "search": None} if log else found
-            step, events = found, self._read(log, found)
-            told = len(events) if step.audience is None else self._told(log, len(events))
-            search, begun = self.planner.search(step, events, killed=False, told=told), len(events)
-        if (attempt := current_attempt()) is not None:
-            search.listen(attempt.heartbeat)  # as long as something arrives the stage is not idle
+            taken = await self._take_up(state, log, config, attempt)
+            if isinstance(taken, dict):
+                return taken
+            step, search, begun = taken
+        await self._drive(search, attempt)
+        done = self.planner.finish(step, search.outcome()) if search.done else {}
+        if search.done and self._stage == "select":
+            await self._record(search.log)
+            return {**done, "search": None}
+        chunk = write_chunk(search.log[begun:], self.planner.engine.decode)
+        if not search.done:
+            _shelf.put(Standing(search, step, asked, [*log, chunk] if begun else [chunk]))
+        return {**done, "search": [chunk] if begun or not log else Overwrite([chunk])}
+
+    async def _take_up(
+        self, state: Mapping[str, Any], log: Log, config: RunnableConfig | None, attempt: Attempt | None
+    ) -> tuple[Step, Search, int] | Update:
+        """The search of the step that `state` asks for, and how much of its log `state` has; the update if none is."""
+        events = read_log(log, self.planner.engine.decode)
+        if any(isinstance(event, Chosen) for event in events):  # a stage before this one ended it and gave its decision
+            if self._stage == "select":
+                await self._record(events)
+            if self._stage != "expand":
+                return {"search": None} if self._stage == "select" else {}
+            state, events = {**state, "search": []}, []
+        step = self.planner.begin(state, config)
+        if not isinstance(step, Step):
+            return {**step, "search": None} if log else step
+        events = self._under_way(events, step)
+        left = self._left(attempt, events, step)
+        if left is not None:
+            return step, self.planner.search(step, left, told=len(left)), len(events)
+        told = len(events) if step.audience is None else self._told(log, len(events))
+        return step, self.planner.search(step, events, killed=False, told=told), len(events)
+
+    async def _drive(self, search: Search, attempt: Attempt | None) -> None:
+        """Do what this stage does; if the graph is to come to an end, end the search."""
+        handle = SearchHandle.here(search, node=self.planner.name)
+        enlist(handle)
         try:
-            await self._work(search)
+            if attempt is not None:
+                search.listen(attempt.heartbeat)  # as long as something arrives the stage is not idle
+            with drained(search, attempt):
+                await self._work(search)
+            if attempt is not None and not search.done and heed(search, attempt):
+                await search.select()
         except BaseException:
             await search.aclose()
+            if attempt is not None:
+                self._memo.keep(attempt.task, Left(search.left(), {}, attempt.number))
             raise
-        if search.done:
-            if self._trace is not None:
-                await Recorder(self._trace).append(search.log)
-            return {**self.planner.finish(step, search.outcome()), "search": None}
-        chunk = write_chunk(search.log[begun:], self.planner.engine.decode)
-        _shelf.put(Standing(search, step, asked, [*log, chunk] if begun else [chunk]))
-        return {"search": [chunk] if begun or not log else Overwrite([chunk])}
+        finally:
+            delist(handle)
 
-    def _read(self, log: Log, step: Step) -> list[Event]:
+    async def _record(self, log: Sequence[Event]) -> None:
+        if self._trace is not None:
+            await Recorder(self._trace).append(log)
+
+    def _under_way(self, events: list[Event], step: Step) -> list[Event]:
         """The log of the search under way; empty if `step` begins a new one, which only `expand` does."""
-        events = read_log(log, self.planner.engine.decode)
         if self._stage != "expand":
             if not events:
                 raise SearchError(f"stage {self._stage!r} has no search under way; put an expand node before it")
             return events
         asked_for = events and isinstance(events[0], Opened) and events[0].root == step.request.task.root
         return events if asked_for else []  # another search was left when other messages came
+
+    def _left(self, attempt: Attempt | None, events: list[Event], step: Step) -> list[Event] | None:
+        """The log that an attempt at this task before this one left in this process, if it is what is asked for."""
+        left = None if attempt is None else self._memo.take(attempt.task)
+        if left is None or left.log[: len(events)] != events:
+            return None
+        opened = left.log[0]
+        return left.log if isinstance(opened, Opened) and opened.root == step.request.task.root else None
 
     def _told(self, log: Log, events: int) -> int:
         """How many of the `events` of `log` were told to those who listen: what another node added was not."""
@@ -129,7 +185,7 @@ def make_select_node(
     engine: Engine, *, dialect: Dialect, trace: str | Path | None = None, **settings: Unpack[Settings]
 ) -> StageNode:
     """A node that prunes and, when the search is over, returns the decision as `make_plan_node` does."""
-    return StageNode("select", _planner(engine, dialect, settings), None if trace is None else Path(trace))
+    return StageNode("select", _planner(engine, dialect, settings), None if trace is None else trace_path(trace))
 
 
 def _planner(engine: Engine, dialect: Dialect, settings: Settings) -> Planner:

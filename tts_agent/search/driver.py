@@ -39,6 +39,7 @@ from tts_agent.events import (
     Reserved,
     Sampled,
     Settled,
+    Stopped,
 )
 from tts_agent.outcome import Outcome
 from tts_agent.prefix import Prefix
@@ -96,6 +97,7 @@ class Search:
                 f"strategy {strategy.name!r} goes on until a budget stops it, and there is none; set a Budget limit"
             )
         self._check_engine(barrier)
+        self._seed = seed
         self.log: list[Event] = []
         self.done = False
         self.whole = 0
@@ -110,7 +112,6 @@ class Search:
         order: Order = "barrier" if barrier else "virtual" if capabilities.virtual_time else "arrival"
         self._inbox = Inbox(order)
         self._stop: tuple[StopReason, str | None] | None = None
-        self._reason = ""  # why it was stopped from outside
         self._asked: deque[Callable[[], None]] = deque()  # from outside, maybe by other threads
         self._loop: asyncio.AbstractEventLoop | None = None  # drives it
         self._grant = grant
@@ -131,7 +132,7 @@ class Search:
             if log := _whole_chunks(log) if killed else log:
                 self._resume(log, killed)
             else:
-                self._open(search, seed, carried)
+                self._open(search, carried)
         except BaseException:
             for reservation in list(self.ledger.reservations):
                 self.ledger.release(reservation)  # the scopes around must not keep what never began
@@ -170,11 +171,11 @@ class Search:
         context = self.engine.capabilities.context
         return tokens if context is None else min(tokens, context - len(self.task.root))
 
-    def _describe(self, search: str, seed: int) -> Opened:
+    def _describe(self, search: str) -> Opened:
         """The event that begins this search; settings as JSON knows them."""
         return Opened(
             search=search,
-            seed=seed,
+            seed=self._seed,
             root=self.task.root,
             strategy=self.strategy.name,
             settings=_settings(self.strategy),
@@ -184,8 +185,8 @@ class Search:
             root_text=self.engine.decode(self.task.root.ids),
         )
 
-    def _open(self, search: str, seed: int, carried: Iterable[Carried]) -> None:
-        self._emit(self._describe(search, seed))
+    def _open(self, search: str, carried: Iterable[Carried]) -> None:
+        self._emit(self._describe(search))
         if unit := self._hold_commit():
             raise BudgetError(
                 f"budget {unit}: {self.ledger.room().get(unit)!r} left cannot pay for the prompt of "
@@ -214,7 +215,8 @@ class Search:
     def _resume(self, log: Sequence[Event], killed: bool) -> None:
         if not isinstance(log[0], Opened):
             raise LogError(f"a search's log begins with 'opened', not with {log[0].kind!r}")
-        mine = self._describe(log[0].search, log[0].seed)
+        self._seed = log[0].seed
+        mine = self._describe(log[0].search)
         for name in ("root", "strategy", "settings", "verifier", "engine"):
             then, now = getattr(log[0], name), getattr(mine, name)
             if then != now:
@@ -239,6 +241,8 @@ class Search:
         self._effective = self.state.ceiling
         if any(step.status == "solved" for step in self.state.tree.thoughts.values()):
             self._stop = (StopReason.SOLVED, None)
+        elif self.state.stopped is not None:
+            self._stop = (StopReason.CANCELLED, None)
         if not killed:
             return
         self._write_off()
@@ -377,14 +381,21 @@ class Search:
             with suppress(RuntimeError):  # a closed loop drives nothing any more
                 self._loop.call_soon_threadsafe(self._inbox.wake)
 
+    def _attend(self) -> None:
+        """From now on this loop drives the search; do what was asked before."""
+        self._loop = asyncio.get_running_loop()
+        self._obey()
+
     def _obey(self) -> None:
         """Do what was asked from outside."""
         while self._asked:
             self._asked.popleft()()
 
     def _cancel(self, reason: str) -> None:
-        if self._stop is None:
-            self._stop, self._reason = (StopReason.CANCELLED, None), reason
+        if self._stop is None and not self.done:
+            self._emit(Stopped(reason))
+            self._stop = (StopReason.CANCELLED, None)
+            self.whole = len(self.log)  # it holds for whoever goes on with a search that was closed meanwhile
 
     def _deepen(self, more: dict[str, float]) -> None:
         if self._stop is not None and not self.done:
@@ -395,7 +406,7 @@ class Search:
 
     def _reopen(self) -> None:
         """Go on after the end."""
-        self.done, self._stop, self._reason, self._need, self._unpaid = False, None, "", None, None
+        self.done, self._stop, self._need, self._unpaid = False, None, None, None
         self._begun = time.monotonic() - self.state.seconds  # nobody counts the time between
         self._effective = self.state.ceiling
         if not self._decides(self.strategy.choose(self.state.strategy_state)):
@@ -412,8 +423,7 @@ class Search:
         if self._fresh_taken and self.starved:
             raise SearchError("this search waits for a grant: make its chunks durable and call confirm() first")
         self._fresh_taken = True
-        self._loop = asyncio.get_running_loop()
-        self._obey()
+        self._attend()
         flush_at = time.monotonic() + max_seconds
         while not self.done and not self._flush_now:
             self._obey()
@@ -500,11 +510,6 @@ class Search:
         """Stop a search with nothing under way: `limit` refused what was proposed, or nothing was."""
         limit = limit or self._unpaid
         self._stop = (StopReason.CONVERGED if limit is None else StopReason.BUDGET, limit)
-
-    @property
-    def _seed(self) -> int:
-        assert self.state.opened is not None
-        return self.state.opened.seed
 
     def _allowance(self) -> Allowance:
         if not self.ledger.limited:
@@ -746,13 +751,21 @@ class Search:
         for event in events:
             self.state.apply(event)
         self.log.extend(events)
+        self.whole = len(self.log)
         self._inbox = Inbox(self._inbox.order)  # an inbox belongs to the loop that waited for it
         self._begun = time.monotonic() - self.state.seconds  # nobody counts the time between
 
+    def _begin_stage(self) -> bool:
+        """Whether there is a round that was broken off; its work is under way again now, to be brought to its end."""
+        self._attend()
+        self._to_ask = []  # by the stage that asks
+        broken_off = bool(self._to_reissue)
+        self._recover(judge=False)
+        return broken_off
+
     async def expand(self) -> list[Event]:
         """Sample what the strategy proposes, to the end, and judge nothing. Returns the new events."""
-        self._obey()
-        if self._stop is None:
+        if not self._begin_stage() and self._stop is None:
             self._plan(finish=False)
         await self._drain(judge=False)
         while self._failed and self._stop is None and not self._out_of_time():
@@ -762,6 +775,7 @@ class Search:
 
     async def verify(self) -> list[Event]:
         """Ask about every thought that has no verdict yet. Returns the new events."""
+        self._begin_stage()
         if self._stop is None and not self._out_of_time():
             self._verify(sorted(number for entry in self.state.pending.values() for number in entry.unjudged))
         await self._drain(judge=True)
@@ -770,7 +784,7 @@ class Search:
 
     async def select(self) -> list[Event]:
         """Prune; if the strategy then wants nothing more, or nothing fits, choose. Returns the new events."""
-        self._obey()
+        self._attend()
         self._out_of_time()
         while self._stop is None:
             rng = dice(self._seed, self.state.next_expansion)
@@ -788,14 +802,18 @@ class Search:
         return self._take_fresh()
 
     async def _drain(self, *, judge: bool) -> None:
-        while self._inbox and not self._out_of_time():
+        """Wait for all that is under way; when the search is to end before, abort it."""
+        while self._inbox and self._stop is None and not self._out_of_time():
+            self.whole = len(self.log)
             await self._receive(None, judge=judge)
+            self._obey()
         if self._inbox:
             await self._abort()
 
     def _take_fresh(self) -> list[Event]:
         self._tick()
         fresh, self._fresh = self._fresh, []
+        self.whole = len(self.log)
         return fresh
 
     # --- the end
@@ -821,7 +839,7 @@ class Search:
         if COMMIT in self.ledger.reservations:
             self._emit(Settled(COMMIT))
         self._tick()
-        self._emit(Chosen(found, stop, limit, committed is not None, self._reason))
+        self._emit(Chosen(found, stop, limit, committed is not None, self.state.stopped or ""))
         self.done = True
 
     def _decides(self, found: int | None) -> bool:
@@ -927,6 +945,15 @@ class Search:
             await self._abort(closing=True)
             if COMMIT in self.ledger.reservations:
                 self._emit(Settled(COMMIT))
+
+    def left(self) -> list[Event]:
+        """The log of a search that was closed before its end, for one that goes on with it as after a kill.
+
+        Its last grant leaves to be lost just what the engine had used of what was under way, which is planned still;
+        nothing, if the engine had given up: what it had in hand is then accounted for in the log.
+        """
+        used = self.ledger.committed.minus(self.ledger.reservations.get(COMMIT, NOTHING))
+        return [*(self.log if self._resumes else self.log[: self.whole]), Granted(tuple(used))]
 
     def outcome(self) -> Outcome:
         """The result of a search that is done."""

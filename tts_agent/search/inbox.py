@@ -73,7 +73,7 @@ class Inbox:
     def __init__(self, order: Order) -> None:
         self.order = order
         self._jobs: dict[Job, _Running] = {}
-        self._news = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None  # of the loop that waits for news
         self._crash: BaseException | None = None
         self._woken = False
         self.heard: Callable[[], None] | None = None
@@ -105,7 +105,7 @@ class Inbox:
         except BaseException as crash:
             # A defect of an engine or verifier: it must not hang the search, which raises it from `batch`.
             self._crash = crash
-            self._news.set()
+            self._tell()
             return
         entry.ended = True
         self._put(entry, End(error), entry.at)
@@ -115,7 +115,12 @@ class Inbox:
         entry.items.append((at, item))
         if self.heard is not None:
             self.heard()
-        self._news.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        """There is news."""
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     async def batch(self, timeout: float | None, horizon: float | None = None) -> Batch:
         """The arrivals to handle next.
@@ -123,21 +128,22 @@ class Inbox:
         Empty after `timeout` seconds, after `wake`, and, on virtual time, when nothing ends by the virtual time
         `horizon`.
         """
-        deadline = None if timeout is None or timeout == inf else asyncio.get_running_loop().time() + timeout
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None or timeout == inf else loop.time() + timeout
         while self._crash is None:
-            self._news.clear()
             ready = self._ready(horizon)
             if ready is not None:
                 return ready
             if self._woken:
                 self._woken = False
                 return Batch(None, [])
+            self._waiting = loop.create_future()
             if deadline is None:
-                await self._news.wait()
+                await self._waiting
                 continue
             try:
                 async with asyncio.timeout_at(deadline):
-                    await self._news.wait()
+                    await self._waiting
             except TimeoutError:
                 return Batch(None, [])
         raise self._crash
@@ -179,7 +185,7 @@ class Inbox:
     def wake(self) -> None:
         """Let `batch` return now, or at once when it is called next."""
         self._woken = True
-        self._news.set()
+        self._tell()
 
     async def close(self, job: Job) -> list[Item]:
         """Wait for `job`, whose source was aborted and ends by itself; what it had not handed out."""

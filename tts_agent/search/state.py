@@ -22,6 +22,7 @@ from tts_agent.events import (
     Reserved,
     Sampled,
     Settled,
+    Stopped,
 )
 from tts_agent.search.base import Strategy
 from tts_agent.tree import ThoughtTree
@@ -57,6 +58,7 @@ class SearchState:
         self.next_expansion = 0
         self.ceiling: tuple[int | None, ...] | None = None
         self.seconds = 0.0
+        self.stopped: str | None = None  # why, if somebody outside stopped it
         self._judged = judged
         for event in events:
             self.apply(event)
@@ -118,6 +120,10 @@ class SearchState:
 
     def _deepen(self, event: Deepened) -> None:
         self.ledger.limit(self.ledger.budget.raised(event.more))
+        self.stopped = None  # it comes before the stop, or after the end that the stop had
+
+    def _stop(self, event: Stopped) -> None:
+        self.stopped = event.reason
 
     def _lose(self, event: Lost) -> None:
         if event.reservation is None:
@@ -147,6 +153,7 @@ class SearchState:
             "pending": {key: (sorted(entry.arrived), sorted(entry.unjudged)) for key, entry in self.pending.items()},
             "ceiling": self.ceiling,
             "seconds": self.seconds,
+            "stopped": self.stopped,
         }
 
 
@@ -166,4 +173,5 @@ _ACCOUNTS: dict[type[Any], Callable[[SearchState, Any], None]] = {
     Granted: SearchState._grant,
     Clock: SearchState._elapse,
     Deepened: SearchState._deepen,
+    Stopped: SearchState._stop,
 }
