@@ -429,10 +429,11 @@ def test_only_so_many_at_once_and_at_another_temperature() -> None:
     ("options", "message"),
     [
         ({"n": 2, "strategy": "best_of_n"}, "no effect"),
-        ({"n": 0}, "n >= 1"),
+        ({"n": 0}, "n=0 must be at least 1"),
         ({"concurrency": 0}, "concurrency=0"),
         ({"strategy": BestOfN(n=None)}, "goes on until a budget"),
         ({"budget": Budget(calls=2, commit_tokens=5)}, "commit_tokens=5"),
+        ({"trace": 5}, "trace=5"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> None:

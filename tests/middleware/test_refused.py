@@ -62,8 +62,9 @@ class SlowEar(Ear, AsyncCallbackHandler):
 
 
 def ears(sync: bool) -> list[Ear]:
-    # NOTE: the others hear too late of a call that is stopped at its beginning for LangChain to tell them its end.
-    return [Ear(), Ear(inline=True)] if sync else [Ear(inline=True), SlowEar(inline=True)]
+    # NOTE: in an asynchronous call the others do not hear of one that is stopped at its beginning.
+    both = [Ear(inline=True), SlowEar(inline=True)]
+    return [Ear(), SlowEar(), *both] if sync else both
 
 
 def invoke(agent: Any, sync: bool, *handlers: BaseCallbackHandler) -> Any:

@@ -12,12 +12,12 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
-from tests.middleware.world import Teller
+from tests.middleware.world import Teller, Uncapped
 from tests.nodes.table import CountdownEngine, make_engine
 from tools.calculator import calculator
 from tts_agent import BestFirst, Budget
-from tts_agent.errors import ConfigError
-from tts_agent.middleware import BudgetMiddleware, TreeSearchMiddleware
+from tts_agent.errors import BudgetError, ConfigError
+from tts_agent.middleware import BudgetMiddleware, BudgetRefusal, TreeSearchMiddleware
 from tts_agent.nodes import create_planning_agent
 from tts_agent.pocket import countdown_verifier
 from tts_agent.pocket.dialect import CountdownDialect
@@ -152,3 +152,31 @@ def test_a_budget_of_the_run_belongs_around_it() -> None:
         search(make_engine(), run_budget=Budget(calls=5))
     with pytest.raises(ConfigError, match="unknown settings"):
         search(make_engine(), steps=5)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("names", [("wide", "narrow"), ("narrow", "wide")])
+def test_the_budget_that_leaves_no_room_for_a_decision_is_named(names: tuple[str, str], sync: bool) -> None:
+    budgets = {"wide": Budget(calls=500), "narrow": Budget(computed_tokens=20)}
+
+    def run(at_limit: Any) -> Any:
+        guards = [BudgetMiddleware(budgets[name], name=name, at_limit=at_limit) for name in names]
+        agent = create_agent(Uncapped(unused), [calculator], middleware=[*guards, search(make_engine())])
+        return agent.invoke(PUZZLE) if sync else asyncio.run(agent.ainvoke(PUZZLE))
+
+    with pytest.raises(BudgetRefusal, match=r"the computed_tokens limit of budget 'narrow' leaves no room") as refused:
+        run("raise")
+    assert (refused.value.name, refused.value.budget) == ("narrow", budgets["narrow"])
+    result = run("message")
+    assert "the budget of 20 computed tokens leaves no room" in result["messages"][-1].text
+    assert result["tts_budgets"]["narrow"]["limit"] == "computed_tokens"
+    assert not result["tts_budgets"].get("wide", {}).get("limit")
+
+
+def test_a_step_whose_own_budget_is_too_small_is_a_wrong_setting() -> None:
+    for guards in ([], [BudgetMiddleware(Budget(calls=500))]):
+        tree = search(make_engine(), budget=Budget(computed_tokens=5))
+        agent = create_agent(Teller(unused), [calculator], middleware=[*guards, tree])
+        with pytest.raises(BudgetError, match=r"computed_tokens.*cannot pay for the prompt") as refused:
+            agent.invoke(PUZZLE)
+        assert not isinstance(refused.value, BudgetRefusal)

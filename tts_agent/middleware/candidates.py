@@ -11,6 +11,7 @@ from typing import Any, Self
 from langchain.agents.middleware import ModelRequest, ModelResponse
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.errors import GraphBubbleUp
+from langgraph.types import Command
 
 from tts_agent.engines.base import Capabilities, Completion, Label, LabelScores, Sampling
 from tts_agent.errors import ConfigError
@@ -48,9 +49,13 @@ class Candidate:
     """What it wants to do: candidates with equal keys are the same decision."""
     defect: str
     """Why it is no decision that could be acted on; empty if it is one."""
+    commands: Sequence[Command[Any]] = ()
+    """What middleware inside updates the agent's state with if it is chosen."""
 
     @classmethod
-    def of(cls, request: ModelRequest[Any], response: ModelResponse[Any]) -> Self:
+    def of(
+        cls, request: ModelRequest[Any], response: ModelResponse[Any], commands: Sequence[Command[Any]] = ()
+    ) -> Self:
         """The candidate that `response` to `request` is."""
         message = next(message for message in response.result if isinstance(message, AIMessage))
         content = text = key = str(message.text)
@@ -58,7 +63,7 @@ class Candidate:
             said = [json.dumps({"name": call["name"], "arguments": call["args"]}) for call in calls]
             text = "\n".join(filter(None, (content, *said)))
             key = json.dumps([[call["name"], call["args"]] for call in calls], sort_keys=True)
-        return cls(request, response, message, content, text, key, _defect(message, response, text))
+        return cls(request, response, message, content, text, key, _defect(message, response, text), commands)
 
 
 def _defect(message: AIMessage, response: ModelResponse[Any], text: str) -> str:
@@ -184,11 +189,11 @@ class CandidateEngine:
         """The response that `thought` stands for."""
         return self._by_id[thought.ids[0]]
 
-    def heard(self, response: ModelResponse[Any]) -> Candidate:
+    def heard(self, response: ModelResponse[Any], commands: Sequence[Command[Any]] = ()) -> Candidate:
         """Know of a response as soon as it is there, whatever becomes of it."""
         candidate = self._found.get(id(response))
         if candidate is None:
-            candidate = self._found[id(response)] = Candidate.of(self.request, response)
+            candidate = self._found[id(response)] = Candidate.of(self.request, response, commands)
         return candidate
 
     async def judged(self, candidate: Candidate) -> Said | None:
@@ -238,7 +243,7 @@ class CandidateEngine:
                 raise  # an interrupt of the graph is no failure
             except Exception as error:  # providers and other middleware raise classes of their own
                 return Completion(index, (self._failed(error), END), "stop", Usage(calls=1))
-            candidate = self.heard(answer.response)
+            candidate = self.heard(answer.response, answer.commands)
             number = self._keep(candidate, answer.verdict)
             return Completion(index, (number, END), "stop", self._usage(candidate))
 
@@ -280,7 +285,8 @@ class CandidateEngine:
         raise ConfigError("the ids of this engine stand for whole responses; no text becomes one")
 
     def decode(self, ids: Sequence[int]) -> str:
-        return "".join(self._texts[token] for token in ids if token and token != END)
+        texts = self._texts
+        return "".join([texts[token] for token in ids if token != END])
 
     async def aclose(self) -> None:
         """Stop the judges that are still at it; calls end with their streams."""

@@ -4,39 +4,45 @@ When an agent resumes, its search begins anew and asks for the same answers in t
 stored are given back with their verdicts. Which answer is which does not matter: all are samples of one request. What
 failed is not stored, so it is tried again. A search that had ended is not begun anew: what came of it is stored too.
 
-With an answer lies what was charged while it was made (retries and calls of its judge included), so that the budgets of
-another process know of it before they admit anything.
+With an answer lies what middleware inside updates the state with, and what was charged while it was made (retries and
+calls of its judge included), so that the budgets of another process, around and inside, know of it before they admit
+anything.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from uuid import uuid4
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
 from langgraph.config import get_config
 from langgraph.func import entrypoint, task
+from langgraph.types import Command
 from pydantic import TypeAdapter
 
 from tts_agent.events import verdict_from_json, verdict_to_json
+from tts_agent.middleware.commands import spent
 from tts_agent.middleware.meter import current_meter
+from tts_agent.middleware.request import changed
 from tts_agent.middleware.tally import Tally, current_tally
 from tts_agent.nodes.place import Attempts, Place, own_space
 from tts_agent.nodes.plan import hidden
 from tts_agent.nodes.shared import Run
+from tts_agent.nodes.spent import BUDGETS, Entry, merge_budgets
 from tts_agent.thought import Unverified, Verdict
 from tts_agent.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response of the agent's model, and the verdict on it if it was judged at once."""
+    """A response of the agent's model, the verdict on it if it was judged at once, and the state's updates with it."""
 
     response: ModelResponse[Any]
     verdict: Verdict | Unverified | None = None
+    commands: Sequence[Command[Any]] = ()
 
 
 Ask = Callable[[ModelRequest[Any]], Awaitable[Answer]]
@@ -51,9 +57,7 @@ def stores() -> bool:
         return False
 
 
-async def akept(
-    work: Callable[[Ask], Awaitable[ModelResponse[Any]]], ask: Ask, request: ModelRequest[Any]
-) -> ModelResponse[Any]:
+async def akept(work: Callable[[Ask], Awaitable[Answer]], ask: Ask, request: ModelRequest[Any]) -> Answer:
     """`await work(ask)` for `request`, every answer of `ask` made durable, and what comes of it."""
     step = _Step(request)
 
@@ -75,7 +79,7 @@ async def akept(
             async def call() -> dict[str, Any]:
                 # The model's run is one of the caller's, not one of the journal.
                 with made.settled():
-                    return made.pack(await asyncio.create_task(_asked(ask, request), context=outside))
+                    return made.pack(await asyncio.create_task(_asked(ask, step.told(request)), context=outside))
 
             return made.unpack(await inside.copy().run(answer, call))
 
@@ -85,10 +89,10 @@ async def akept(
 
 
 def kept(
-    work: Callable[[Callable[[ModelRequest[Any]], Answer]], ModelResponse[Any]],
+    work: Callable[[Callable[[ModelRequest[Any]], Answer]], Answer],
     ask: Callable[[ModelRequest[Any]], Answer],
     request: ModelRequest[Any],
-) -> ModelResponse[Any]:
+) -> Answer:
     """`work(ask)` for `request`, every answer of `ask` made durable, and what comes of it.
 
     `ask` may be called by any thread, in a context of its own.
@@ -112,7 +116,7 @@ def kept(
 
             def call() -> dict[str, Any]:
                 with made.settled():
-                    return made.pack(outside.run(ask, request))
+                    return made.pack(outside.run(ask, step.told(request)))
 
             return made.unpack(inside.copy().run(answer, call).result())
 
@@ -132,7 +136,8 @@ class _Step:
 
     def __init__(self, request: ModelRequest[Any]) -> None:
         self._request = request
-        self._response: ModelResponse[Any] | None = None  # once it was made here
+        self._answer: Answer | None = None  # once it was made here
+        self._budgets: dict[str, Entry] = {}  # of middleware inside, as stored answers tell of them
         meter = current_meter()
         self.accounts = () if meter is None else meter.accounts
         """Of the budgets around."""
@@ -146,19 +151,27 @@ class _Step:
         for value in stored:
             if isinstance(value, dict) and "charged" in value:
                 self._learn(value["charged"])
+                self._budgets = merge_budgets(self._budgets, spent(_commands(value)))
 
-    def pack(self, response: ModelResponse[Any]) -> dict[str, Any]:
+    def told(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        """`request` for an answer that is not stored, its state telling what budgets inside spent on those that are."""
+        if not self._budgets:
+            return request
+        state: Mapping[str, Any] = request.state
+        return changed(request, state={**state, BUDGETS: merge_budgets(state.get(BUDGETS), self._budgets)})
+
+    def pack(self, answer: Answer) -> dict[str, Any]:
         """What the checkpointer keeps: LangGraph does not run an entrypoint again that has ended."""
-        self._response = response
-        return {**_packed(response), "charged": self.charged}
+        self._answer = answer
+        return {**_packed(answer), "charged": self.charged}
 
-    def unpack(self, stored: dict[str, Any]) -> ModelResponse[Any]:
-        """The response; of one that was made before, all that was charged for it is known."""
-        if self._response is not None:
-            return self._response
+    def unpack(self, stored: dict[str, Any]) -> Answer:
+        """The answer; of one that was made before, all that was charged for it is known."""
+        if self._answer is not None:
+            return self._answer
         self._learn(stored["charged"])
         self.count(stored["charged"])
-        return _unpacked(stored, self._request)
+        return Answer(_unpacked(stored, self._request), commands=_commands(stored))
 
     def count(self, charged: Mapping[str, dict[str, Any]]) -> None:
         """Have what was stored count in the answer that this step is a part of, if it is one."""
@@ -201,7 +214,7 @@ class _Made:
         """What the checkpointer keeps."""
         self._answer = answer
         return {
-            **_packed(answer.response),
+            **_packed(answer),
             "verdict": None if answer.verdict is None else verdict_to_json(answer.verdict),
             "charged": {self._id: self._tally.charged.to_json()},
         }
@@ -212,12 +225,26 @@ class _Made:
             return self._answer
         self._step.count(stored["charged"])
         verdict = None if stored["verdict"] is None else verdict_from_json(stored["verdict"])
-        return Answer(_unpacked(stored, self._request), verdict)
+        return Answer(_unpacked(stored, self._request), verdict, _commands(stored))
 
 
-def _packed(response: ModelResponse[Any]) -> dict[str, Any]:
-    structured = response.structured_response
-    return {"messages": response.result, "structured": structured, "kind": type(structured).__name__}
+def _packed(answer: Answer) -> dict[str, Any]:
+    structured = answer.response.structured_response
+    return {
+        "messages": answer.response.result,
+        "structured": structured,
+        "kind": type(structured).__name__,
+        "commands": [{part.name: getattr(each, part.name) for part in fields(Command)} for each in answer.commands],
+    }
+
+
+def _commands(stored: Mapping[str, Any]) -> list[Command[Any]]:
+    return [Command(**{**parts, "update": _update(parts["update"])}) for parts in stored["commands"]]
+
+
+def _update(value: Any) -> Any:
+    """`value` as it was: pairs of a key and its value come back as lists."""
+    return [tuple(pair) for pair in value] if isinstance(value, list) else value
 
 
 def _unpacked(stored: dict[str, Any], request: ModelRequest[Any]) -> ModelResponse[Any]:

@@ -7,9 +7,10 @@ or in an agent that a tool runs. For those who listen to the graph a call that i
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, NoReturn
 from uuid import UUID
@@ -77,6 +78,7 @@ class Meter(BaseCallbackHandler):
         self._said = set() if said is None else said  # warnings given before
         self._open: dict[int, tuple[Usage, Ledger]] = {}  # what was reserved, and in which scope
         self._limits: dict[Account, str] = {}  # what refused calls here, which the accounts know once it stands
+        self._late: list[Callable[[], None]] = []  # to be told once LangChain has told what began
 
     @property
     def scope(self) -> Ledger:
@@ -200,16 +202,18 @@ class Meter(BaseCallbackHandler):
         manager = ensure_config().get("callbacks")
         if not isinstance(manager, BaseCallbackManager):
             return
-        # After this handler LangChain asks those that do not run inline, in an asynchronous call, and those that are
-        # awaited, in a synchronous one.
-        waits = in_a_loop()
-        heard = [
-            each
-            for each in manager.handlers
-            if each is not self and (each.run_inline if waits else not iscoroutinefunction(each.on_llm_error))
-        ]
+        heard, late = [each for each in manager.handlers if each is not self], []
+        # After this handler LangChain asks those that do not run inline, in an asynchronous call, which then never hear
+        # of it; and those that are awaited, in a synchronous one, as soon as this one has raised.
+        if in_a_loop():
+            heard = [each for each in heard if each.run_inline]
+        else:
+            late = [each for each in heard if iscoroutinefunction(each.on_llm_error)]
+            heard = [each for each in heard if each not in late]
         ids = {name: about.get(name) for name in ("parent_run_id", "tags")}
         handle_event(heard, "on_llm_error", "ignore_llm", error, run_id=run_id, **ids)
+        if late:
+            self._late.append(partial(handle_event, late, "on_llm_error", "ignore_llm", error, run_id=run_id, **ids))
 
     # --- settling
 
@@ -236,6 +240,8 @@ class Meter(BaseCallbackHandler):
         """The context ends: what has not been settled by now (it was cancelled) never will be, and refusals stand."""
         for reservation in list(self._open):
             self._lose(reservation)
+        while self._late:
+            self._late.pop(0)()
         with self.ledger.held():
             for account, unit in self._limits.items():
                 account.limit = unit

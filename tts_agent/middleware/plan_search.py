@@ -1,7 +1,7 @@
 """The next action of an agent, found by search."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from math import inf
@@ -12,12 +12,14 @@ from typing import Any, cast
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 from langchain_core.language_models import BaseChatModel
 from langgraph.constants import TAG_NOSTREAM
+from langgraph.types import Command
 
 from tts_agent.budget import Budget, Ledger
 from tts_agent.errors import ConfigError, SearchError
 from tts_agent.loop import run_sync
 from tts_agent.middleware.bounds import estimate
 from tts_agent.middleware.candidates import Candidate, CandidateEngine, Judge
+from tts_agent.middleware.commands import Commands, spent
 from tts_agent.middleware.journal import Answer, Ask, akept, kept, stores
 from tts_agent.middleware.meter import BudgetRefusal, current_meter
 from tts_agent.middleware.request import changed
@@ -25,11 +27,12 @@ from tts_agent.nodes.audience import Audience
 from tts_agent.nodes.handle import SearchHandle, delist, enlist
 from tts_agent.nodes.observed import open_search
 from tts_agent.nodes.overrides import know, overridden
+from tts_agent.nodes.spent import BUDGETS
 from tts_agent.nodes.transformer import TTSTransformer
 from tts_agent.outcome import Outcome
 from tts_agent.search import BestOfN, Strategy, make_strategy
 from tts_agent.thought import StopReason, Verdict
-from tts_agent.trace.recorder import Recorder
+from tts_agent.trace.recorder import Recorder, trace_path
 from tts_agent.usage import Prices
 from tts_agent.verifiers import AgreementVerifier
 from tts_agent.verifiers.base import Verifier
@@ -56,6 +59,8 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
     * `temperature` is that of the candidates; None leaves it to the model. One that is always sure says the same n
       times.
     * Retries and fallbacks inside (after) this middleware work for each candidate, those around it for the whole step.
+      What middleware inside updates the agent's state with is that of the chosen candidate alone, beside what budgets
+      spent (`tts_budgets`), which counts whichever candidate they spent it on.
     * `running_searches(node=middleware.name)` stops it with the best candidate so far, or raises the step's limits.
 
     When no candidate can be acted on, the agent gets what it would have got without a search: the first response, or
@@ -100,12 +105,12 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         self._prices, self._temperature, self._seed = prices, temperature, seed
         self._concurrency, self._output_tokens = concurrency, output_tokens
         self._quiet, self._hushed = not stream_candidates, _Hushed()
-        self._trace = None if trace is None else Path(trace)
+        self._trace = None if trace is None else trace_path(trace)
         if not self._strategy.bounded and self._budget == Budget(commit_tokens=0):
             raise ConfigError(
                 f"strategy {self._strategy.name!r} goes on until a budget stops it; set budget=Budget(...)"
             )
-        know(self, self.name)
+        know(self, steps=(self.name,))
 
     # --- what LangChain calls
 
@@ -114,37 +119,43 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
     ) -> ModelResponse[Any]:
         audience = Audience.here(name=self.name, candidates=not self._quiet)
         budget = self._limits()
-        engine = self._engine(request, audience, budget)
+        engine, commands = self._engine(request, audience, budget), Commands(handler)
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="tts-agent-candidate") as pool:
 
             def answer(attempt: ModelRequest[Any]) -> Answer:
-                response = handler(attempt)
+                call, own = commands.apart()
+                candidate = engine.heard(call(attempt), own)
                 # All judging is done by one thread, as long as it does not wait.
-                return Answer(response, run_sync(engine.judged(engine.heard(response))))
+                return Answer(candidate.response, run_sync(engine.judged(candidate)), own)
 
-            def plan(ask: Callable[[ModelRequest[Any]], Answer]) -> ModelResponse[Any]:
+            def plan(ask: Callable[[ModelRequest[Any]], Answer]) -> Answer:
                 async def in_thread(attempt: ModelRequest[Any]) -> Answer:
                     return await asyncio.get_running_loop().run_in_executor(pool, copy_context().run, ask, attempt)
 
                 return run_sync(self._plan(engine, in_thread, audience, budget))
 
-            return kept(plan, answer, request) if stores() else plan(answer)
+            chosen = kept(plan, answer, request) if stores() else plan(answer)
+        commands.give(chosen.commands)
+        return chosen.response
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
         audience = Audience.here(name=self.name, candidates=not self._quiet)
         budget = self._limits()
-        engine = self._engine(request, audience, budget)
+        engine, commands = self._engine(request, audience, budget), Commands(handler)
 
         async def answer(attempt: ModelRequest[Any]) -> Answer:
-            response = await handler(attempt)
-            return Answer(response, await engine.judged(engine.heard(response)))
+            call, own = commands.apart()
+            candidate = engine.heard(await call(attempt), own)
+            return Answer(candidate.response, await engine.judged(candidate), own)
 
-        async def plan(ask: Ask) -> ModelResponse[Any]:
+        async def plan(ask: Ask) -> Answer:
             return await self._plan(engine, ask, audience, budget)
 
-        return await (akept(plan, answer, request) if stores() else plan(answer))
+        chosen = await (akept(plan, answer, request) if stores() else plan(answer))
+        commands.give(chosen.commands)
+        return chosen.response
 
     # --- the step
 
@@ -163,9 +174,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         runs = None if audience is None or self._judge is None else audience.runs(self.name)
         return CandidateEngine(asked, judge=self._judge, concurrency=self._concurrency, prompt=prompt, runs=runs)
 
-    async def _plan(
-        self, engine: CandidateEngine, ask: Ask, audience: Audience | None, budget: Budget
-    ) -> ModelResponse[Any]:
+    async def _plan(self, engine: CandidateEngine, ask: Ask, audience: Audience | None, budget: Budget) -> Answer:
         engine.ask = ask
         run = open_search(
             audience,
@@ -191,8 +200,10 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         if self._trace is not None:
             await Recorder(self._trace).append(outcome.log)
         if outcome.decision is None:
-            return _without_decision(engine, outcome, budget)
-        return _signed(engine.candidate(outcome.decision), outcome)
+            chosen = _without_decision(engine, outcome, budget)
+            return Answer(chosen.response, commands=_updates(chosen, engine))
+        chosen = engine.candidate(outcome.decision)
+        return Answer(_signed(chosen, outcome), commands=_updates(chosen, engine))
 
     def _asked(self, request: ModelRequest[Any], audience: Audience | None) -> ModelRequest[Any]:
         """The request that candidates are sampled with."""
@@ -233,10 +244,16 @@ def _in_time(budget: Budget) -> Budget:
     return budget.override({"seconds": min(seconds, budget.seconds or seconds)})
 
 
-def _without_decision(engine: CandidateEngine, outcome: Outcome, budget: Budget) -> ModelResponse[Any]:
+def _updates(chosen: Candidate, engine: CandidateEngine) -> Sequence[Command[Any]]:
+    """The commands of the chosen candidate. What budgets inside spent counts, whichever candidate they spent it on."""
+    budgets = spent(command for candidate in engine.found for command in candidate.commands)
+    return [*chosen.commands, Command(update={BUDGETS: budgets})] if budgets else chosen.commands
+
+
+def _without_decision(engine: CandidateEngine, outcome: Outcome, budget: Budget) -> Candidate:
     """What the agent would have got without a search. Raises what the calls raised."""
     if engine.found:
-        return engine.found[0].response
+        return engine.found[0]
     refused = next((error for error in engine.errors if isinstance(error, BudgetRefusal)), None)
     if engine.errors:
         raise refused or engine.errors[0]

@@ -15,10 +15,10 @@ from langgraph.types import Command
 
 from tts_agent.budget import Ledger
 from tts_agent.dialect import Dialect
-from tts_agent.engines.base import Engine
+from tts_agent.engines.base import Engine, sample_bound
 from tts_agent.errors import ConfigError
 from tts_agent.events import Event
-from tts_agent.middleware.meter import FREE, BudgetRefusal, current_meter
+from tts_agent.middleware.meter import FREE, current_meter
 from tts_agent.middleware.request import changed
 from tts_agent.nodes.account import JointLedger
 from tts_agent.nodes.attempt import KEPT
@@ -115,13 +115,23 @@ class AgentPlanner(Planner):
                 for run in around.runs:
                     if known is not None and run in known.runs:
                         run.withdraw(before)
-            if around is not None and not log and (unit := self.short(step)):
-                raise BudgetRefusal(unit, around.name)
+            if around is not None and not log and self.short(step):
+                self._refuse(step)
             search = Planner.search(self, step, log, **options)
             self.charged[step.key] = search.ledger
             while len(self.charged) > KEPT:
                 del self.charged[next(iter(self.charged))]
             return search
+
+    def _refuse(self, step: Step) -> None:
+        """Raise the refusal of the agent's budget that leaves no room for the decision of `step`, if one does.
+
+        The step's own may do so too, which the search reports.
+        """
+        task, meter = step.request.task, current_meter()
+        assert meter is not None, "who asked for the step is metered"
+        tokens = step.ledger.budget.commit_tokens or task.sampling(task.commit).max_tokens
+        meter.check(step.ledger.priced(sample_bound(self.engine.capabilities, len(task.root), 1, tokens)))
 
 
 def _around(ledger: Ledger) -> JointLedger | None:
