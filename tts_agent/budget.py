@@ -47,6 +47,9 @@ class Amounts(NamedTuple):
         )
 
     def to_json(self) -> dict[str, int]:
+        """The amounts that are not zero."""
+        if self == NOTHING:
+            return {}
         return {unit: value for unit, value in zip(self._fields, self, strict=True) if value}
 
 

@@ -25,7 +25,8 @@ class Prefix:
 
     def extend(self, ids: Iterable[int]) -> "Prefix":
         """This prefix followed by `ids`."""
-        return Prefix(self.ids + tuple(ids))
+        more = tuple(ids)
+        return Prefix(self.ids + more) if more else self
 
     def starts_with(self, other: "Prefix") -> bool:
         return self.ids[: len(other.ids)] == other.ids

@@ -117,7 +117,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
-        audience = Audience.here(name=self.name, candidates=not self._quiet)
+        audience = self._audience(request)
         budget = self._limits()
         engine, commands = self._engine(request, audience, budget), Commands(handler)
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="tts-agent-candidate") as pool:
@@ -132,7 +132,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
                 async def in_thread(attempt: ModelRequest[Any]) -> Answer:
                     return await asyncio.get_running_loop().run_in_executor(pool, copy_context().run, ask, attempt)
 
-                return run_sync(self._plan(engine, in_thread, audience, budget))
+                return run_sync(self._plan(engine, in_thread, request, audience, budget))
 
             chosen = kept(plan, answer, request) if stores() else plan(answer)
         commands.give(chosen.commands)
@@ -141,7 +141,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
-        audience = Audience.here(name=self.name, candidates=not self._quiet)
+        audience = self._audience(request)
         budget = self._limits()
         engine, commands = self._engine(request, audience, budget), Commands(handler)
 
@@ -151,7 +151,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
             return Answer(candidate.response, await engine.judged(candidate), own)
 
         async def plan(ask: Ask) -> Answer:
-            return await self._plan(engine, ask, audience, budget)
+            return await self._plan(engine, ask, request, audience, budget)
 
         chosen = await (akept(plan, answer, request) if stores() else plan(answer))
         commands.give(chosen.commands)
@@ -174,7 +174,17 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         runs = None if audience is None or self._judge is None else audience.runs(self.name)
         return CandidateEngine(asked, judge=self._judge, concurrency=self._concurrency, prompt=prompt, runs=runs)
 
-    async def _plan(self, engine: CandidateEngine, ask: Ask, audience: Audience | None, budget: Budget) -> Answer:
+    def _audience(self, request: ModelRequest[Any]) -> Audience | None:
+        return Audience.here(name=self.name, candidates=not self._quiet, runtime=request.runtime)
+
+    async def _plan(
+        self,
+        engine: CandidateEngine,
+        ask: Ask,
+        request: ModelRequest[Any],
+        audience: Audience | None,
+        budget: Budget,
+    ) -> Answer:
         engine.ask = ask
         run = open_search(
             audience,
@@ -186,7 +196,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
             seed=self._seed,
             search=self.name,
         )
-        handle = SearchHandle.here(run, node=self.name)
+        handle = SearchHandle.of(run, request.runtime, node=self.name)
         enlist(handle)
         try:
             while not run.done:

@@ -37,13 +37,20 @@ class Audience:
     _narrators: dict[str, Narrator] = field(default_factory=dict)
 
     @classmethod
-    def here(cls, config: RunnableConfig | None = None, *, name: str, candidates: bool = False) -> "Audience | None":
-        """Who listens to the node that runs here, called with `config`; None if nobody does.
+    def here(
+        cls,
+        config: RunnableConfig | None = None,
+        *,
+        name: str,
+        candidates: bool = False,
+        runtime: Runtime[Any] | None = None,
+    ) -> "Audience | None":
+        """Who listens to the node that runs here, called with `config`; None if nobody does. `runtime` is the node's.
 
         `name` is what the node is called outside of a graph. Handlers that ignore both chains and language models do
         not count.
         """
-        runtime = _runtime()
+        runtime = runtime or _runtime()
         writer = None if runtime is None or is_silent(runtime.stream_writer) else runtime.stream_writer
         if writer is None and _has_no_handlers(config):
             return None  # as most often; what follows takes longer than a small decision should

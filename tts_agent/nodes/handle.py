@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import Self, Unpack, cast
+from typing import Any, Self, Unpack, cast
 
-from langgraph.runtime import get_runtime
+from langgraph.runtime import Runtime
 
 from tts_agent.nodes.attempt import Attempt
 from tts_agent.nodes.overrides import BudgetOverride
@@ -31,12 +31,8 @@ class SearchHandle:
         self._search = search
 
     @classmethod
-    def here(cls, search: Search, *, node: str) -> Self:
-        """The handle of a search that is driven by the task of a graph that runs here, if one does."""
-        try:
-            runtime = get_runtime()
-        except RuntimeError:  # outside a graph
-            runtime = None
+    def of(cls, search: Search, runtime: Runtime[Any] | None, *, node: str) -> Self:
+        """The handle of a search that a task of a graph drives in `runtime`; None outside a graph."""
         info = None if runtime is None else runtime.execution_info
         thread, run = (None, None) if info is None else (info.thread_id, info.run_id)
         return cls(search, node=node, thread=thread, run=run)

@@ -107,7 +107,8 @@ class StageNode(Runnable[StagedState, Update]):
 
     async def _drive(self, search: Search, attempt: Attempt | None) -> None:
         """Do what this stage does; if the graph is to come to an end, end the search."""
-        handle = SearchHandle.here(search, node=self.planner.name)
+        thread, run = (None, None) if attempt is None else (attempt.thread, attempt.run)
+        handle = SearchHandle(search, node=self.planner.name, thread=thread, run=run)
         enlist(handle)
         try:
             if attempt is not None:

@@ -960,10 +960,13 @@ class Search:
         chosen = self.state.tree.chosen
         if chosen is None:
             raise SearchError("the search is not done; drive it with chunk() until `done`")
-        path = () if chosen.thought is None else self.state.tree.path(chosen.thought)
-        limit = f"stopped by the {chosen.limit} limit" if chosen.limit else ""
-        length = "the chosen thought was cut at max_tokens" if path and path[-1].finish == "length" else ""
-        cut = "; ".join(filter(None, (limit, chosen.reason, length)))
+        path, cut = () if chosen.thought is None else self.state.tree.path(chosen.thought), []
+        if chosen.limit:
+            cut.append(f"stopped by the {chosen.limit} limit")
+        if chosen.reason:
+            cut.append(chosen.reason)
+        if path and path[-1].finish == "length":
+            cut.append("the chosen thought was cut at max_tokens")
         return Outcome(
             path=path,
             stop=chosen.stop,
@@ -971,7 +974,7 @@ class Search:
             usage=self.ledger.spent,
             lost=self.ledger.lost.to_json(),
             excess=self.ledger.excess.to_json(),
-            cut=cut,
+            cut="; ".join(cut),
             tree=self.state.tree,
             log=self.log,
         )
