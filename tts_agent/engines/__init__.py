@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 from tts_agent.engines.base import (
@@ -64,9 +63,6 @@ def _embedded(url: str, rest: str, options: dict[str, Any]) -> Engine:
     _check_options(EmbeddedEngine, url, options, ("folder", "name"))
     if rest in MODELS:
         return EmbeddedEngine(model_folder(rest), name=url, **options)
-    if Path(rest).is_file():
-        folder = f"embedded://{Path(rest).parent}"
-        raise ModelError(f"engine {url!r} names a file; give the Hugging Face model folder around it, {folder!r}")
     return EmbeddedEngine(rest, **options)
 
 

@@ -86,7 +86,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                 raise ConfigError(f"per={per!r} and name={name!r} are settings of a SharedBudget; set them there")
             self.budget = budget
         else:
-            self.budget = SharedBudget(budget, per=per or "run", name=name or "agent", prices=prices)
+            self.budget = SharedBudget(budget, per=per or "run", name="agent" if name is None else name, prices=prices)
         if self.budget.budget.commit_tokens is not None:
             raise BudgetError(
                 f"commit_tokens={self.budget.budget.commit_tokens!r} has no effect on an agent, which ends with a "

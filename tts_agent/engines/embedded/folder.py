@@ -16,6 +16,8 @@ from tts_agent.errors import ModelError
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of the folder."""
+    if folder.is_file():
+        raise ModelError(f"{str(folder)!r} is a file; give the model folder around it, {str(folder.parent)!r}")
     if not folder.is_dir():
         raise ModelError(f"model folder {str(folder)!r} does not exist; pass a Hugging Face model folder")
     return _read_json(folder, "config.json")
