@@ -28,7 +28,7 @@ from tts_agent.middleware.commands import spent
 from tts_agent.middleware.meter import current_meter
 from tts_agent.middleware.request import changed
 from tts_agent.middleware.tally import Tally, current_tally
-from tts_agent.nodes.place import Attempts, Place, own_space
+from tts_agent.nodes.place import Attempts, own_space
 from tts_agent.nodes.plan import hidden
 from tts_agent.nodes.shared import Run
 from tts_agent.nodes.spent import BUDGETS, Entry, merge_budgets
@@ -47,14 +47,6 @@ class Answer:
 
 Ask = Callable[[ModelRequest[Any]], Awaitable[Answer]]
 """Has the model answer once."""
-
-
-def stores() -> bool:
-    """Whether what runs here has a checkpointer."""
-    try:
-        return Place.stores(get_config())
-    except RuntimeError:  # outside a graph
-        return False
 
 
 async def akept(work: Callable[[Ask], Awaitable[Answer]], ask: Ask, request: ModelRequest[Any]) -> Answer:

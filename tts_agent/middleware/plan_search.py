@@ -11,6 +11,8 @@ from typing import Any, cast
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableConfig
+from langgraph.config import get_config
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.types import Command
 
@@ -20,13 +22,14 @@ from tts_agent.loop import run_sync
 from tts_agent.middleware.bounds import estimate
 from tts_agent.middleware.candidates import Candidate, CandidateEngine, Judge
 from tts_agent.middleware.commands import Commands, spent
-from tts_agent.middleware.journal import Answer, Ask, akept, kept, stores
+from tts_agent.middleware.journal import Answer, Ask, akept, kept
 from tts_agent.middleware.meter import BudgetRefusal, current_meter
 from tts_agent.middleware.request import changed
 from tts_agent.nodes.audience import Audience
 from tts_agent.nodes.handle import SearchHandle, delist, enlist
 from tts_agent.nodes.observed import open_search
 from tts_agent.nodes.overrides import know, overridden
+from tts_agent.nodes.place import Place
 from tts_agent.nodes.spent import BUDGETS
 from tts_agent.nodes.transformer import TTSTransformer
 from tts_agent.outcome import Outcome
@@ -117,8 +120,8 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
-        audience = self._audience(request)
-        budget = self._limits()
+        config = _config()
+        audience, budget = self._audience(request, config), self._limits(config)
         engine, commands = self._engine(request, audience, budget), Commands(handler)
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="tts-agent-candidate") as pool:
 
@@ -134,15 +137,15 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
 
                 return run_sync(self._plan(engine, in_thread, request, audience, budget))
 
-            chosen = kept(plan, answer, request) if stores() else plan(answer)
+            chosen = kept(plan, answer, request) if Place.stores(config) else plan(answer)
         commands.give(chosen.commands)
         return chosen.response
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
-        audience = self._audience(request)
-        budget = self._limits()
+        config = _config()
+        audience, budget = self._audience(request, config), self._limits(config)
         engine, commands = self._engine(request, audience, budget), Commands(handler)
 
         async def answer(attempt: ModelRequest[Any]) -> Answer:
@@ -153,15 +156,15 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         async def plan(ask: Ask) -> Answer:
             return await self._plan(engine, ask, request, audience, budget)
 
-        chosen = await (akept(plan, answer, request) if stores() else plan(answer))
+        chosen = await (akept(plan, answer, request) if Place.stores(config) else plan(answer))
         commands.give(chosen.commands)
         return chosen.response
 
     # --- the step
 
-    def _limits(self) -> Budget:
+    def _limits(self, config: RunnableConfig) -> Budget:
         """The budget of a step, as the run changes it."""
-        budget = overridden(self._budget, self.name, every=True)
+        budget = overridden(self._budget, self.name, config, every=True)
         # `"*"` may tell planning nodes of tokens for an answer.
         return budget if budget is self._budget else budget.override({"commit_tokens": 0})
 
@@ -174,8 +177,8 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         runs = None if audience is None or self._judge is None else audience.runs(self.name)
         return CandidateEngine(asked, judge=self._judge, concurrency=self._concurrency, prompt=prompt, runs=runs)
 
-    def _audience(self, request: ModelRequest[Any]) -> Audience | None:
-        return Audience.here(name=self.name, candidates=not self._quiet, runtime=request.runtime)
+    def _audience(self, request: ModelRequest[Any], config: RunnableConfig) -> Audience | None:
+        return Audience.here(config, name=self.name, candidates=not self._quiet, runtime=request.runtime)
 
     async def _plan(
         self,
@@ -242,6 +245,14 @@ class _Hushed:
         hushed = model.model_copy(update={"tags": [*(model.tags or []), TAG_NOSTREAM]})
         self._copies = (model, list(vars(model).values()), hushed)
         return hushed
+
+
+def _config() -> RunnableConfig:
+    """That of the node that runs here."""
+    try:
+        return get_config()
+    except RuntimeError:  # outside a graph
+        return {}
 
 
 def _in_time(budget: Budget) -> Budget:

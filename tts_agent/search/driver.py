@@ -73,6 +73,45 @@ class Search:
     own: `killed=False` says that the search of `log` stopped between two stages, with nothing under way.
     """
 
+    # More attributes than Python keeps in an object without a table of its own, and they are looked up all the time.
+    __slots__ = (
+        "_aborting",
+        "_asked",
+        "_barrier",
+        "_begun",
+        "_capabilities",
+        "_driven",
+        "_effective",
+        "_failed",
+        "_flush_now",
+        "_grant",
+        "_inbox",
+        "_loop",
+        "_losses",
+        "_need",
+        "_questions",
+        "_resumes",
+        "_rounds",
+        "_seed",
+        "_stop",
+        "_streams",
+        "_taken",
+        "_to_ask",
+        "_to_reissue",
+        "_unpaid",
+        "_virtual",
+        "_waiting",
+        "done",
+        "engine",
+        "ledger",
+        "log",
+        "state",
+        "strategy",
+        "task",
+        "verifier",
+        "whole",
+    )
+
     def __init__(
         self,
         engine: Engine,
@@ -103,7 +142,7 @@ class Search:
         self.whole = 0
         """Events of the log up to where a search that was closed in the midst of a chunk can be resumed as if it had
         only been killed: before what it did last, or before it began to end."""
-        self._fresh: list[Event] = []
+        self._taken = 0  # events of the log that were handed out, or are not of this process
         self._streams: dict[int, Stream] = {}
         self._failed: dict[int, EngineUnavailable] = {}  # expansions whose stream broke
         self._questions: dict[int, list[int]] = {}  # round of questions -> thoughts it asks about
@@ -122,7 +161,7 @@ class Search:
         self._flush_now = False
         self._waiting = False
         self._aborting: asyncio.Future[None] | None = None
-        self._fresh_taken = False
+        self._driven = False  # whether a chunk was asked for
         self._to_reissue: list[Pending] = []
         self._unpaid: str | None = None  # the unit that refused what was to be issued again
         self._to_ask: list[Pending] = []  # of which a kill took verdicts
@@ -234,6 +273,7 @@ class Search:
                 f"resume with at least what it was begun with, {log[0].budget!r}"
             ) from error
         self.log.extend(log)
+        self._taken = len(self.log)
         self._virtual = self.state.seconds
         if self.state.tree.chosen is not None:
             self.done = True
@@ -321,7 +361,6 @@ class Search:
     def _emit(self, event: Event) -> None:
         self.state.apply(event)
         self.log.append(event)
-        self._fresh.append(event)
 
     @property
     def starved(self) -> bool:
@@ -420,9 +459,9 @@ class Search:
         Returns the new events. The caller makes them durable and then calls `confirm`; if `starved`, before the next
         chunk.
         """
-        if self._fresh_taken and self.starved:
+        if self._driven and self.starved:
             raise SearchError("this search waits for a grant: make its chunks durable and call confirm() first")
-        self._fresh_taken = True
+        self._driven = True
         self._attend()
         flush_at = time.monotonic() + max_seconds
         while not self.done and not self._flush_now:
@@ -433,17 +472,16 @@ class Search:
             if self._stop is not None:
                 await self._finish()
                 continue
-            if self.starved or len(self._fresh) >= max_events or (self._fresh and time.monotonic() >= flush_at):
+            fresh = len(self.log) - self._taken
+            if self.starved or fresh >= max_events or (fresh and time.monotonic() >= flush_at):
                 break
             self.whole = len(self.log)
-            await self._receive(max(flush_at - time.monotonic(), 0.0) if self._fresh else max_seconds)
+            await self._receive(max(flush_at - time.monotonic(), 0.0) if fresh else max_seconds)
         self._flush_now = False
         self._tick()
         if not self.done:
             self._emit(Granted(self._next_ceiling()))
-        fresh, self._fresh = self._fresh, []
-        self.whole = len(self.log)
-        return fresh
+        return self._take_fresh()
 
     def _recover(self, *, judge: bool = True) -> None:
         """Issue again what a kill or an outage took, an outage when nothing else is under way."""
@@ -751,7 +789,7 @@ class Search:
         for event in events:
             self.state.apply(event)
         self.log.extend(events)
-        self.whole = len(self.log)
+        self._taken = self.whole = len(self.log)
         self._inbox = Inbox(self._inbox.order)  # an inbox belongs to the loop that waited for it
         self._begun = time.monotonic() - self.state.seconds  # nobody counts the time between
 
@@ -771,6 +809,7 @@ class Search:
         while self._failed and self._stop is None and not self._out_of_time():
             self._recover(judge=False)
             await self._drain(judge=False)
+        self._tick()
         return self._take_fresh()
 
     async def verify(self) -> list[Event]:
@@ -780,6 +819,7 @@ class Search:
             self._verify(sorted(number for entry in self.state.pending.values() for number in entry.unjudged))
         await self._drain(judge=True)
         self._settle_idle()
+        self._tick()
         return self._take_fresh()
 
     async def select(self) -> list[Event]:
@@ -799,6 +839,7 @@ class Search:
                 break
         while self._stop is not None and not self.done:
             await self._finish()
+        self._tick()
         return self._take_fresh()
 
     async def _drain(self, *, judge: bool) -> None:
@@ -811,9 +852,8 @@ class Search:
             await self._abort()
 
     def _take_fresh(self) -> list[Event]:
-        self._tick()
-        fresh, self._fresh = self._fresh, []
-        self.whole = len(self.log)
+        fresh = self.log[self._taken :]
+        self._taken = self.whole = len(self.log)
         return fresh
 
     # --- the end
