@@ -116,11 +116,18 @@ def drained(search: Search, attempt: Attempt | None) -> Iterator[None]:
     if attempt is None:
         yield
         return
-    looking = asyncio.create_task(_look_out(search, attempt))
+    loop, timer = asyncio.get_running_loop(), None
+
+    def look() -> None:
+        nonlocal timer
+        timer = None if heed(search, attempt) else loop.call_later(LOOK, look)
+
+    look()
     try:
         yield
     finally:
-        looking.cancel()
+        if timer is not None:
+            timer.cancel()
 
 
 def heed(search: Search, attempt: Attempt) -> bool:
@@ -129,8 +136,3 @@ def heed(search: Search, attempt: Attempt) -> bool:
     if reason is not None:
         search.cancel(f"the graph is draining: {reason}")
     return reason is not None
-
-
-async def _look_out(search: Search, attempt: Attempt) -> None:
-    while not heed(search, attempt):
-        await asyncio.sleep(LOOK)
