@@ -28,6 +28,9 @@ VERSION = 2
 COMMIT = -1
 """Reservation id of the tokens held back for the commit."""
 
+KILLED = "killed"
+"""Why something is lost that a killed process may have spent."""
+
 Decode = Callable[[Sequence[int]], str]
 
 

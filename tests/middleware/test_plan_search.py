@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from langchain.agents import create_agent
@@ -19,6 +19,7 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGenerationChunk
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.runtime import RunControl
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
@@ -26,6 +27,7 @@ from tests.middleware.world import Broken, Teller, add, calls
 from tts_agent import BestOfN, Budget, Verdict
 from tts_agent.errors import ConfigError, SearchError
 from tts_agent.middleware import BudgetMiddleware, Candidate, PlanSearchMiddleware
+from tts_agent.middleware.candidates import CandidateStream
 from tts_agent.nodes import SearchHandle, running_searches
 from tts_agent.trace.recorder import read
 
@@ -441,6 +443,35 @@ def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> No
         PlanSearchMiddleware(**options)
 
 
+async def test_calls_that_end_as_the_rest_is_aborted_are_read_and_nothing_is_waited_for() -> None:
+    class Calls:
+        """An engine whose second call ends when it is told to."""
+
+        ends = asyncio.Event()
+
+        async def complete(self, index: int) -> int:
+            if index:
+                await self.ends.wait()
+            return index
+
+    calls, read = Calls(), list[Any]()
+    stream = CandidateStream(cast(Any, calls), 2)
+
+    async def reading() -> None:
+        async for completion in stream:
+            read.append(completion)
+
+    reader = asyncio.create_task(reading())
+    while not read:
+        await asyncio.sleep(0)
+    calls.ends.set()
+    await asyncio.sleep(0)  # the second call ends now, and its reader has not run yet
+    await stream.abort()
+    async with asyncio.timeout(5):
+        await reader
+    assert read == [0, 1]
+
+
 async def handle_of(calls: int) -> SearchHandle:
     """The search that runs, once `calls` candidates are there."""
     async with asyncio.timeout(30):
@@ -461,6 +492,28 @@ async def test_a_handle_stops_it_with_the_best_candidate_so_far() -> None:
     note = message.response_metadata["tts"]
     assert message.text == "1" and note["stop"] == "cancelled" and note["candidates"] == 2
     assert handle.done and not running_searches()
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_graph_that_drains_gets_the_best_candidate_so_far(early: bool, sync: bool) -> None:
+    """Before there is one it waits, as it would for the model without a search."""
+    model = Teller(lambda messages, call: str(call), pause=0.1)
+    middleware = PlanSearchMiddleware(strategy=BestOfN(n=30, width=1), judge=largest)
+    agent, control = create_agent(model, [], middleware=[middleware]), RunControl()
+    work = (
+        asyncio.to_thread(agent.invoke, GO, THREAD, control=control)
+        if sync
+        else agent.ainvoke(GO, THREAD, control=control)
+    )
+    run = asyncio.create_task(work)
+    await handle_of(0 if early else 2)
+    control.request_drain("sigterm")
+    message = (await run)["messages"][-1]
+    note = message.response_metadata["tts"]
+    assert note["stop"] == "cancelled" and int(message.text) == note["candidates"] - 1
+    assert note["candidates"] < 3 if early else 1 < note["candidates"] < 6
+    assert not running_searches()
 
 
 async def test_what_is_stopped_before_any_candidate_came_says_so() -> None:

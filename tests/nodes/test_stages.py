@@ -301,9 +301,10 @@ class TestTheSearchLivesOn:
         list(agent.stream(GO, THREAD, stream_mode=mode)) if sync else asyncio.run(run())
         assert len(verifier.trees) > 2 and all(tree is verifier.trees[0] for tree in verifier.trees)
 
-    async def test_where_it_was_interrupted_the_log_is_read(self, tmp_path: Path) -> None:
+    async def test_where_it_was_interrupted_it_lives_on_in_its_thread(self, tmp_path: Path) -> None:
+        """Where somebody listens who did not before, or in another thread, the log is read."""
         trees = []
-        for way in ("plain", "heard", "interrupted", "heard later"):
+        for way in ("plain", "heard", "interrupted", "heard later", "elsewhere"):
             verifier, trace = Folds(), tmp_path / way
             graph = make_stages(world.make_engine(), verifier=verifier, solvable=False, trace=trace)
             if way == "heard":
@@ -314,11 +315,16 @@ class TestTheSearchLivesOn:
             else:
                 agent = graph.compile(InMemorySaver(), interrupt_after=["expand", "verify", "select"])
                 await agent.ainvoke(GO, THREAD)
-                while (await agent.aget_state(THREAD)).next:
-                    mode: Any = "values" if way == "interrupted" or len(verifier.trees) % 2 else "custom"
-                    async for _ in agent.astream(None, THREAD, stream_mode=mode):
+                thread: Any = THREAD
+                if way == "elsewhere":
+                    thread = {"configurable": {"thread_id": "2"}}
+                    state = await agent.aget_state(THREAD)
+                    await agent.aupdate_state(thread, state.values, as_node="expand")
+                while (await agent.aget_state(thread)).next:
+                    mode: Any = "custom" if way == "heard later" and not len(verifier.trees) % 2 else "values"
+                    async for _ in agent.astream(None, thread, stream_mode=mode):
                         pass
-            assert (len(set(map(id, verifier.trees))) == 1) is (way in ("plain", "heard"))
+            assert (len(set(map(id, verifier.trees))) == 1) is (way != "heard later")
             trees.append(tree(trace))
         assert all(one == trees[0] for one in trees)
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,23 @@ from langgraph.types import RetryPolicy, Send, TimeoutPolicy
 from graphs.countdown import build
 from tests.nodes.table import make_engine as make_player
 from tests.nodes.test_stages import make_stages
-from tests.nodes.world import BUDGET, make_engine, make_graph
+from tests.nodes.world import BUDGET, GrammarDialect, make_engine, make_graph
 from tests.scripts import make_verifier
 from tools.calculator import calculator
-from tts_agent import BestFirst, Budget, ScriptedEngine, ThoughtTree, Usage, load_engine
+from tts_agent import Beam, BestFirst, Budget, Prefix, ScriptedEngine, ThoughtTree, Usage, load_engine
 from tts_agent.engines.base import Completion
 from tts_agent.engines.embedded import EmbeddedEngine
 from tts_agent.engines.scripted import ScriptedStream
-from tts_agent.errors import BudgetError
+from tts_agent.errors import BudgetError, LogError
 from tts_agent.events import Deepened, Lost, Sampled, Stopped
-from tts_agent.nodes import PlanState, SearchHandle, SharedBudget, create_planning_agent, running_searches
+from tts_agent.nodes import (
+    PlanState,
+    SearchHandle,
+    SharedBudget,
+    create_planner,
+    create_planning_agent,
+    running_searches,
+)
 from tts_agent.pocket.dialect import CountdownDialect
 from tts_agent.trace.recorder import Log, read
 
@@ -533,3 +541,111 @@ class TestStages:
         if shared:
             entry = result["tts_budgets"]["run"]
             assert charged == entry["usage"]["generated"] + entry["lost"].get("generated_tokens", 0)
+
+    @pytest.mark.parametrize("interrupted", [True, False])
+    async def test_what_is_asked_between_two_stages_is_done_by_the_next(self, interrupted: bool) -> None:
+        watched = Watched()
+        graph = make_stages(watched.engine, solvable=False)
+        node: Any = graph.nodes["expand"].runnable
+        work, handles = node._work, list[SearchHandle]()
+
+        async def working(search: Any) -> None:
+            handles.extend(running_searches(thread="1"))
+            await work(search)
+
+        node._work = working
+        before = ["verify"] if interrupted else None
+        agent: Any = graph.compile(checkpointer=InMemorySaver(), interrupt_before=before)
+        samples: list[int] = []
+        async for update in agent.astream(GO, THREAD, stream_mode="updates"):
+            if "expand" in update:
+                samples.append(len(watched.seeds))
+                handles[0].stop("between")
+        result = await agent.ainvoke(None, THREAD)
+        outcome = result["tts"]["outcome"]
+        assert (outcome["stop"], outcome["cut"]) == ("cancelled", "between")
+        assert samples == [len(watched.seeds)]
+
+    async def test_a_trace_that_could_not_be_written_costs_nothing_again(self, tmp_path: Path) -> None:
+        engine, shared, trace = make_engine(), SharedBudget(BUDGET), tmp_path / "trace.jsonl"
+        trace.mkdir()
+        agent = make_stages(engine, trace=trace, run_budget=shared).compile(checkpointer=InMemorySaver())
+        with pytest.raises(LogError, match="cannot be written"):
+            await agent.ainvoke(GO, THREAD)
+        served = engine.served
+        trace.rmdir()
+        result = await agent.ainvoke(None, THREAD)
+        entry, totals = result["tts_budgets"]["run"]["usage"], result["tts"]["totals"]["usage"]
+        assert engine.served == served and entry["calls"] == totals["calls"] == served.calls
+        assert [log.complete for log in read(trace)] == [True]
+
+    @pytest.mark.parametrize("calls", [2, 3])
+    @pytest.mark.parametrize("staged", [True, False])
+    async def test_a_retry_pays_for_the_commit_that_was_broken_off(self, staged: bool, calls: int) -> None:
+        engine = ScriptedEngine(lambda prefix, seed: "dd\n", judge=lambda prefix: 0.5)  # nothing but dead ends
+        sample, asked = engine.sample, itertools.count()
+
+        def hanging(*arguments: Any, **named: Any) -> Any:
+            stream = sample(*arguments, **named)
+            return Hanging(stream) if next(asked) == 1 else stream
+
+        engine.sample = hanging  # type: ignore[method-assign]
+        retry = RetryPolicy(max_attempts=9, initial_interval=0.001, jitter=False)
+        settings: dict[str, Any] = {"strategy": Beam(k=2, keep=1), "verifier": None, "budget": Budget(calls=calls)}
+        node: dict[str, Any] = {"retry_policy": retry, "timeout": 0.3}
+        graph = make_stages(engine, **settings) if staged else graph_of(engine, node=node, **settings)
+        if staged:
+            graph.nodes["select"].retry_policy = [retry]
+            graph.nodes["select"].timeout = TimeoutPolicy(run_timeout=0.3)
+        outcome = (await graph.compile().ainvoke(GO))["tts"]["outcome"]
+        assert engine.served.calls <= outcome["usage"]["calls"] + outcome["lost"]["calls"] == calls
+
+    @pytest.mark.parametrize("staged", [True, False])
+    async def test_searches_of_one_name_side_by_side_share_a_budget(self, staged: bool) -> None:
+        watched, shared = Watched(pace=0.01), SharedBudget(Budget(generated_tokens=150))
+        graph: StateGraph[Any] = StateGraph(PlanState)
+        for place in range(2):
+            planner = create_planner(
+                watched.engine,
+                dialect=GrammarDialect(watched.engine, solvable=False),
+                staged=staged,
+                strategy=Beam(k=4, keep=3),
+                verifier=make_verifier(watched.engine),
+                run_budget=shared,
+            ).compile()
+
+            async def plan(state: PlanState, planner: Any = planner, place: int = place) -> Any:
+                await asyncio.sleep(0.12 * place)
+                return await planner.ainvoke(state)
+
+            graph.add_node(f"plan {place}", plan)
+            graph.add_edge(START, f"plan {place}")
+        entry = (await graph.compile().ainvoke(GO))["tts_budgets"]["run"]
+        assert watched.engine.served.generated == entry["usage"]["generated"] <= 150
+
+    async def test_a_search_that_was_left_stays_in_the_account_of_its_thread(self) -> None:
+        watched, shared = Watched(), SharedBudget(Budget(generated_tokens=110), per="thread")
+
+        class Asked(GrammarDialect):
+            """Searches from what was asked last."""
+
+            def request(self, messages: Any, last: Any) -> Any:
+                said = [message.text for message in messages if message.type == "human"][-1]
+                root = Prefix(watched.engine.encode(f"{said}\n"))
+                return replace(super().request(messages, last), task=replace(self._task, root=root))
+
+        rounds = itertools.count()
+
+        def verify(state: Any) -> dict[str, Any]:
+            if next(rounds) == 2:
+                raise ValueError("a node of one's own")
+            return {}
+
+        settings: dict[str, Any] = {"run_budget": shared, "verifier": None, "strategy": Beam(k=4, keep=3)}
+        dialect = Asked(watched.engine, solvable=False)
+        graph = make_stages(watched.engine, verify=verify, dialect=dialect, **settings)
+        agent = graph.compile(checkpointer=InMemorySaver())
+        with pytest.raises(ValueError, match="one's own"):
+            await agent.ainvoke({"messages": [HumanMessage("one")]}, THREAD)
+        await agent.ainvoke({"messages": [HumanMessage("two")]}, THREAD)
+        assert watched.engine.served.generated <= 110

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.scripts import make_engine, make_task, make_verifier
 from tests.trace.victim import LIMIT, run
-from tts_agent import Beam, BestFirst, Budget, Outcome, search
+from tts_agent import Beam, BestFirst, Budget, Outcome, ScriptedEngine, search
 from tts_agent.errors import ConfigError, LogError
 from tts_agent.events import VERSION, Chosen, Deepened, Event, Granted, Opened, Sampled
 from tts_agent.trace import Log, Recorder, read, remove
@@ -82,6 +83,27 @@ async def test_a_cut_search_that_is_written_anew_gives_one_log(trace: Recorded, 
     await record(path, "one", seed=3)
     (log,) = read(path)
     assert log.complete and list(log.events) == trace.events
+
+
+async def test_a_search_that_was_killed_during_its_commit_can_be_resumed_again_and_again(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+
+    async def run(log: Sequence[Event] = ()) -> Outcome:
+        engine = ScriptedEngine(lambda prefix, seed: "dd\n", judge=lambda prefix: 0.5)  # nothing but dead ends
+        settings: dict[str, Any] = {"strategy": Beam(k=2, keep=1), "budget": Budget(computed_tokens=60)}
+        return await search(engine, make_task(engine), **settings, log=log, journal=Recorder(path))
+
+    await run()
+    lines = path.read_bytes().splitlines(keepends=True)
+    for cut in range(1, len(lines)):
+        path.write_bytes(b"".join(lines[:cut]))
+        outcome = await run(read(path)[-1].events)
+        assert list(read(path)[-1].events) == list(outcome.log)
+        again = path.read_bytes().splitlines(keepends=True)
+        for place in range(cut, len(again)):
+            path.write_bytes(b"".join(again[:place]))
+            outcome = await run(read(path)[-1].events)
+            assert list(read(path)[-1].events) == list(outcome.log)
 
 
 async def test_a_search_that_goes_on_after_its_end_and_is_written_anew_gives_one_log(

@@ -317,7 +317,7 @@ class CandidateStream:
         return self
 
     async def __anext__(self) -> Completion:
-        if not self._left:
+        if self._left <= 0:  # less, if a call had ended when the rest was aborted, and was read after that
             raise StopAsyncIteration
         if not self._tasks:
             return await self._alone()

@@ -25,8 +25,9 @@ from tts_agent.middleware.commands import Commands, spent
 from tts_agent.middleware.journal import Answer, Ask, akept, kept
 from tts_agent.middleware.meter import BudgetRefusal, current_meter
 from tts_agent.middleware.request import changed
+from tts_agent.nodes.attempt import Draining, draining
 from tts_agent.nodes.audience import Audience
-from tts_agent.nodes.handle import SearchHandle, delist, enlist
+from tts_agent.nodes.handle import SearchHandle, delist, drained, enlist
 from tts_agent.nodes.observed import open_search
 from tts_agent.nodes.overrides import know, overridden
 from tts_agent.nodes.place import Place
@@ -64,7 +65,8 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
     * Retries and fallbacks inside (after) this middleware work for each candidate, those around it for the whole step.
       What middleware inside updates the agent's state with is that of the chosen candidate alone, beside what budgets
       spent (`tts_budgets`), which counts whichever candidate they spent it on.
-    * `running_searches(node=middleware.name)` stops it with the best candidate so far, or raises the step's limits.
+    * `running_searches(node=middleware.name)` stops it with the best candidate so far, or raises the step's limits. A
+      graph that is asked to drain stops it so too, as soon as there is a candidate.
 
     When no candidate can be acted on, the agent gets what it would have got without a search: the first response, or
     the error. What no model said is no candidate to act on: retries that give up answer with a message of their own,
@@ -202,9 +204,10 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         handle = SearchHandle.of(run, request.runtime, node=self.name)
         enlist(handle)
         try:
-            while not run.done:
-                await run.chunk(max_seconds=inf)  # nobody waits for its parts
-                run.confirm()
+            with drained(run, _draining(request, engine)):
+                while not run.done:
+                    await run.chunk(max_seconds=inf)  # nobody waits for its parts
+                    run.confirm()
         finally:
             delist(handle)
             await run.aclose()
@@ -253,6 +256,14 @@ def _config() -> RunnableConfig:
         return get_config()
     except RuntimeError:  # outside a graph
         return {}
+
+
+def _draining(request: ModelRequest[Any], engine: CandidateEngine) -> Draining | None:
+    """Tells whether the graph is to come to an end, once there is a candidate: without a search it waits for one."""
+    if request.runtime is None:
+        return None
+    asked = draining(request.runtime)
+    return lambda: asked() if engine.found else None
 
 
 def _in_time(budget: Budget) -> Budget:

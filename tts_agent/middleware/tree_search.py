@@ -26,6 +26,7 @@ from tts_agent.nodes.plan import PlanNode
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.state import Update
 from tts_agent.nodes.transformer import TTSTransformer
+from tts_agent.prefix import Prefix
 from tts_agent.search import Search
 from tts_agent.search.driver import FLUSH_EVENTS, FLUSH_SECONDS
 from tts_agent.search.run import GRANT
@@ -98,7 +99,9 @@ class AgentPlanner(Planner):
 
     # NOTE: a dataclass with slots is another class than the one its methods were written in, so there is no super().
 
-    def begin(self, state: Any, config: RunnableConfig | None = None, *, key: str | None = None) -> Step | Update:
+    def begin(
+        self, state: Any, config: RunnableConfig | None = None, *, key: Callable[[str, Prefix], str] | None = None
+    ) -> Step | Update:
         """See `Planner.begin`."""
         step, meter = Planner.begin(self, state, config, key=key), current_meter()
         if not isinstance(step, Step) or meter is None:

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from langgraph.config import get_config
-from langgraph.runtime import get_runtime
+from langgraph.runtime import Runtime, get_runtime
 
 from tts_agent.events import Event
 from tts_agent.prefix import Prefix
@@ -37,7 +37,7 @@ class Calls:
 
     def begin(self, attempt: int, step: str, root: Prefix) -> str:
         """The key of a call that begins in `attempt`: `step`, a digest of the root, and a number from 1."""
-        what = f"{step}/{blake2b(repr(root.ids).encode(), digest_size=8).hexdigest()}"
+        what = f"{step}/{_digest(root)}"
         with self._lock:
             self._made[attempt, what] += 1
             key = f"{what}/{self._made[attempt, what]}"
@@ -71,7 +71,7 @@ class Attempt:
     thread: str | None = None
     run: str | None = None
     heartbeat: Callable[[], None] = _nothing
-    draining: Callable[[], str | None] = field(default=lambda: None)
+    draining: "Draining" = field(default=lambda: None)
     calls: Calls = field(default_factory=Calls)
 
 
@@ -90,9 +90,18 @@ def current_attempt() -> Attempt | None:
         info.thread_id,
         info.run_id,
         runtime.heartbeat,
-        lambda: (runtime.drain_reason or "no reason given") if runtime.drain_requested else None,
+        draining(runtime),
         _calls_here(),
     )
+
+
+Draining = Callable[[], str | None]
+"""Gives the reason once a graph is asked to come to an end."""
+
+
+def draining(runtime: Runtime[Any]) -> Draining:
+    """What tells whether the graph of `runtime` is asked to come to an end."""
+    return lambda: (runtime.drain_reason or "no reason given") if runtime.drain_requested else None
 
 
 def _calls_here() -> Calls:
@@ -112,6 +121,15 @@ def call_key(task: str, step: str, root: Prefix) -> str:
     attempt = current_attempt()
     assert attempt is not None, "who knows the task is in a graph"
     return attempt.calls.begin(attempt.number, f"{task}/{step}", root)
+
+
+def stage_key(space: str, step: str, root: Prefix) -> str:
+    """What a search is known by in each of its stages, whichever task they are; `space` is that of their graph."""
+    return f"stages/{space}/{step}/{_digest(root)}"
+
+
+def _digest(root: Prefix) -> str:
+    return blake2b(repr(root.ids).encode(), digest_size=8).hexdigest()
 
 
 class Left(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, Self, Unpack, cast
 
 from langgraph.runtime import Runtime
 
-from tts_agent.nodes.attempt import Attempt
+from tts_agent.nodes.attempt import Draining
 from tts_agent.nodes.overrides import BudgetOverride
 from tts_agent.search import Search
 from tts_agent.usage import Usage
@@ -111,16 +111,16 @@ def delist(handle: SearchHandle) -> None:
 
 
 @contextmanager
-def drained(search: Search, attempt: Attempt | None) -> Iterator[None]:
-    """Stop `search`, which `attempt` drives here, when its graph is asked to come to an end."""
-    if attempt is None:
+def drained(search: Search, draining: Draining | None) -> Iterator[None]:
+    """Stop `search`, which is driven here, when its graph is asked to come to an end; None outside a graph."""
+    if draining is None:
         yield
         return
     loop, timer = asyncio.get_running_loop(), None
 
     def look() -> None:
         nonlocal timer
-        timer = None if heed(search, attempt) else loop.call_later(LOOK, look)
+        timer = None if heed(search, draining) else loop.call_later(LOOK, look)
 
     look()
     try:
@@ -130,9 +130,9 @@ def drained(search: Search, attempt: Attempt | None) -> Iterator[None]:
             timer.cancel()
 
 
-def heed(search: Search, attempt: Attempt) -> bool:
-    """Stop `search` if the graph is asked to come to an end; whether it is."""
-    reason = attempt.draining()
+def heed(search: Search, draining: Draining) -> bool:
+    """Stop `search` if its graph is asked to come to an end; whether it is."""
+    reason = draining()
     if reason is not None:
         search.cancel(f"the graph is draining: {reason}")
     return reason is not None

@@ -230,7 +230,7 @@ class Conversation:
         search = self._search if self._handle is not None and self._search is not None else await self._begin()
         self._obey(search)
         try:
-            with drained(search, self._attempt):
+            with drained(search, None if self._attempt is None else self._attempt.draining):
                 await search.chunk(max_events=self._max_events, max_seconds=self._max_seconds)
         except EngineUnavailable as outage:
             await search.aclose()

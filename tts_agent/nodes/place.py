@@ -124,7 +124,7 @@ class Attempts:
 
 
 def own_space(config: RunnableConfig) -> str:
-    """The space of the entrypoint whose config this is."""
+    """The space of the entrypoint or the graph whose task this is the config of."""
     space: str = config["configurable"]["checkpoint_ns"]
     return space.rpartition("|")[0]
 

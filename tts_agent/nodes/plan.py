@@ -1,6 +1,7 @@
 """The planning step as one node of a graph."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -17,7 +18,7 @@ from tts_agent.dialect import Dialect
 from tts_agent.engines.base import Engine
 from tts_agent.errors import ConfigError
 from tts_agent.loop import run_sync
-from tts_agent.nodes.attempt import Attempt, Memo, current_attempt
+from tts_agent.nodes.attempt import Attempt, Memo, call_key, current_attempt
 from tts_agent.nodes.journal import Ask, Chunk, Conversation
 from tts_agent.nodes.place import Attempts, Place, own_space
 from tts_agent.nodes.planner import Planner, Settings, Step
@@ -71,7 +72,7 @@ class PlanNode(Runnable[PlanState, Update]):
 
     def invoke(self, input: PlanState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
         attempt = current_attempt()
-        step = self.planner.begin(input, config, key=attempt.task if attempt else None)
+        step = self.planner.begin(input, config, key=partial(call_key, attempt.task) if attempt else None)
         if not isinstance(step, Step):
             return step
         call, again = None if attempt is None else step.key, self._again(attempt)
@@ -120,7 +121,7 @@ class PlanNode(Runnable[PlanState, Update]):
 
     async def ainvoke(self, input: PlanState, config: RunnableConfig | None = None, **kwargs: Any) -> Update:
         attempt = current_attempt()
-        step = self.planner.begin(input, config, key=attempt.task if attempt else None)
+        step = self.planner.begin(input, config, key=partial(call_key, attempt.task) if attempt else None)
         if not isinstance(step, Step):
             return step
         call, again = None if attempt is None else step.key, self._again(attempt)

@@ -1,6 +1,6 @@
 """One planning step: what to search for, in which account, and what becomes of the result."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 from uuid import uuid4
@@ -14,7 +14,6 @@ from tts_agent.engines.base import Engine, sample_bound
 from tts_agent.errors import ConfigError
 from tts_agent.events import Carried, Event
 from tts_agent.nodes.account import Account
-from tts_agent.nodes.attempt import call_key
 from tts_agent.nodes.audience import Audience
 from tts_agent.nodes.observed import open_search
 from tts_agent.nodes.overrides import RUN, know, overridden
@@ -22,6 +21,7 @@ from tts_agent.nodes.shared import SharedBudget
 from tts_agent.nodes.spent import BUDGETS
 from tts_agent.nodes.state import Memory, Update, forgets, read_state, subtree, summary
 from tts_agent.outcome import Outcome
+from tts_agent.prefix import Prefix
 from tts_agent.search import Search, make_strategy
 from tts_agent.search.base import Strategy
 from tts_agent.search.dice import thought_seed
@@ -118,11 +118,13 @@ class Planner:
 
     # --- the beginning
 
-    def begin(self, state: Any, config: RunnableConfig | None = None, *, key: str | None = None) -> Step | Update:
+    def begin(
+        self, state: Any, config: RunnableConfig | None = None, *, key: Callable[[str, Prefix], str] | None = None
+    ) -> Step | Update:
         """The step that `state` asks for; the state's update itself if there is nothing to search.
 
-        `config` may change budgets. `key` is the task of the graph that asks: with the root it tells the step from
-        others in a shared budget and in the journal, also when it is resumed. Without one it is the number of the step.
+        `config` may change budgets. `key` gives the step of this name and with this root the name that tells it from
+        others in a shared budget and in the journal, also when it is resumed. Without one its own name has to do.
         """
         state = read_state(state)
         memory = Memory.read(state, self.engine)
@@ -140,11 +142,11 @@ class Planner:
                 "the run has used; give the graph's state the keys of PlanState, or hand 'tts' down with the messages"
             )
         number = f"{self.name}/{memory.step + 1}"
-        key = number if key is None else call_key(key, number, request.task.root)
+        name = number if key is None else key(number, request.task.root)
         audience = Audience.here(config, name=self.name, candidates=self.stream_candidates)
-        step = Step(request, memory, self._scope(run, budget, carried), carried, account, key, audience)
+        step = Step(request, memory, self._scope(run, budget, carried), carried, account, name, audience)
         # One that has begun in stages holds its decision, and one that is done is paid.
-        admitted = bool(state.get("search")) or (account is not None and account.paid(key))
+        admitted = bool(state.get("search")) or (account is not None and account.paid(name))
         if not admitted and (step.number > 1 or account is not None) and (unit := self.short(step)):
             # NOTE: a first step that nothing can be searched in is a wrong setting, which the search itself reports,
             # unless others may have spent the budget.

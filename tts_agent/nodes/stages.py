@@ -16,10 +16,12 @@ interrupted, and what that stage had used is not charged; where a limit must hol
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.config import get_config
 from langgraph.types import Overwrite
 
 from tts_agent.dialect import Dialect
@@ -27,8 +29,9 @@ from tts_agent.engines.base import Engine
 from tts_agent.errors import ConfigError, SearchError
 from tts_agent.events import Chosen, Event, Judged, Opened, Pruned
 from tts_agent.loop import run_sync
-from tts_agent.nodes.attempt import Attempt, Left, Memo, current_attempt
+from tts_agent.nodes.attempt import Attempt, Left, Memo, current_attempt, stage_key
 from tts_agent.nodes.handle import SearchHandle, delist, drained, enlist, heed
+from tts_agent.nodes.place import own_space
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.standing import Asked, Shelf, Standing
 from tts_agent.nodes.state import Log, StagedState, Update, read_log, read_state, write_chunk
@@ -66,7 +69,8 @@ class StageNode(Runnable[StagedState, Update]):
     ) -> Update:
         log: Log = state["search"] or []
         asked = Asked.here(self.planner, state, config)
-        standing = _shelf.take(log, asked, config)
+        thread = None if attempt is None else attempt.thread
+        standing = _shelf.take(log, asked, thread, config)
         if standing is not None:
             step, search, begun = standing.step, standing.search, len(standing.search.log)
         else:
@@ -77,11 +81,10 @@ class StageNode(Runnable[StagedState, Update]):
         await self._drive(search, attempt)
         done = self.planner.finish(step, search.outcome()) if search.done else {}
         if search.done and self._stage == "select":
-            await self._record(search.log)
             return {**done, "search": None}
         chunk = write_chunk(search.log[begun:], self.planner.engine.decode)
         if not search.done:
-            _shelf.put(Standing(search, step, asked, [*log, chunk] if begun else [chunk]))
+            _shelf.put(Standing(search, step, asked, [*log, chunk] if begun else [chunk], thread))
         return {**done, "search": [chunk] if begun or not log else Overwrite([chunk])}
 
     async def _take_up(
@@ -95,7 +98,8 @@ class StageNode(Runnable[StagedState, Update]):
             if self._stage != "expand":
                 return {"search": None} if self._stage == "select" else {}
             state, events = {**state, "search": []}, []
-        step = self.planner.begin(state, config)
+        space = None if attempt is None else own_space(get_config())  # of the graph that has these stages
+        step = self.planner.begin(state, config, key=None if space is None else partial(stage_key, space))
         if not isinstance(step, Step):
             return {**step, "search": None} if log else step
         events = self._under_way(events, step)
@@ -113,10 +117,13 @@ class StageNode(Runnable[StagedState, Update]):
         try:
             if attempt is not None:
                 search.listen(attempt.heartbeat)  # as long as something arrives the stage is not idle
-            with drained(search, attempt):
-                await self._work(search)
-            if attempt is not None and not search.done and heed(search, attempt):
+            with drained(search, None if attempt is None else attempt.draining):
+                if not search.done:  # else an attempt before this one failed after the search's end
+                    await self._work(search)
+            if attempt is not None and not search.done and heed(search, attempt.draining):
                 await search.select()
+            if search.done and self._stage == "select":
+                await self._record(search.log)
         except BaseException:
             await search.aclose()
             if attempt is not None:
@@ -185,7 +192,11 @@ def make_verify_node(engine: Engine, *, dialect: Dialect, **settings: Unpack[Set
 def make_select_node(
     engine: Engine, *, dialect: Dialect, trace: str | Path | None = None, **settings: Unpack[Settings]
 ) -> StageNode:
-    """A node that prunes and, when the search is over, returns the decision as `make_plan_node` does."""
+    """A node that prunes and, when the search is over, returns the decision as `make_plan_node` does.
+
+    `trace` names a file for the log of each search, which is written when this node comes to its end: that of one that
+    a drain ended in a stage before only if the graph goes on.
+    """
     return StageNode("select", _planner(engine, dialect, settings), None if trace is None else trace_path(trace))
 
 

@@ -55,6 +55,7 @@ class Standing:
     step: Step
     asked: Asked
     written: Log
+    thread: str | None
 
 
 class Shelf:
@@ -71,12 +72,11 @@ class Shelf:
             while len(self._standing) > KEPT:
                 del self._standing[next(iter(self._standing))]
 
-    def take(self, log: Log, asked: Asked, config: RunnableConfig | None) -> Standing | None:
+    def take(self, log: Log, asked: Asked, thread: str | None, config: RunnableConfig | None) -> Standing | None:
         """The search that wrote `log`, brought up to what others added to it, if it is here and is asked for."""
-        with self._lock:
-            standing = self._standing.pop(id(log[0]), None) if log else None
+        standing = self._find(log, thread)
         # Within a run of a graph all of this is the same objects, so little more than addresses is compared.
-        if standing is None or log[: len(standing.written)] != standing.written or asked != standing.asked:
+        if standing is None or asked != standing.asked:
             return None
         planner, search = asked.planner, standing.search
         audience = Audience.here(config, name=planner.name, candidates=planner.stream_candidates)
@@ -86,3 +86,19 @@ class Shelf:
             search.face(audience)  # each stage is a node with listeners of its own
         search.rejoin(read_log(log[len(standing.written) :], planner.engine.decode))
         return standing
+
+    def _find(self, log: Log, thread: str | None) -> Standing | None:
+        """What wrote `log`: the very object, or in a `thread` an equal one, where a graph was interrupted meanwhile."""
+        if not log:
+            return None
+        with self._lock:
+            place: int | None = id(log[0])
+            if place not in self._standing and thread is not None:
+                same = (key for key, each in self._standing.items() if each.thread == thread and _wrote(each, log))
+                place = next(same, None)
+            standing = None if place is None else self._standing.pop(place, None)
+        return standing if standing is not None and _wrote(standing, log) else None
+
+
+def _wrote(standing: Standing, log: Log) -> bool:
+    return log[: len(standing.written)] == standing.written

@@ -22,6 +22,7 @@ from tts_agent.engines.base import Completion, Engine, Stream, sample_bound
 from tts_agent.errors import BudgetError, ConfigError, EngineUnavailable, LogError, PromptError, SearchError
 from tts_agent.events import (
     COMMIT,
+    KILLED,
     Cancelled,
     Carried,
     Chosen,
@@ -297,7 +298,7 @@ class Search:
         """Charge all that the killed process may have spent: its last ceiling, less what durable events account for."""
         ledger, ceiling = self.ledger, self.state.ceiling
         if any(entry.planned.commit for entry in self.state.pending.values()):
-            self._emit(Lost(COMMIT, ledger.reservations[COMMIT], "killed"))
+            self._emit(Lost(COMMIT, ledger.reservations[COMMIT], KILLED))
         held = self._held()
         charged = ledger.committed.minus(ledger.reserved)
         if ceiling is None:
@@ -305,7 +306,7 @@ class Search:
         amounts = Amounts(
             *(h if c is None else max(c - used, 0) for h, c, used in zip(held, ceiling, charged, strict=True))
         )
-        self._emit(Lost(None, amounts, "killed"))
+        self._emit(Lost(None, amounts, KILLED))
 
     def _held(self) -> Amounts:
         """What is reserved, the commit not counted."""
@@ -870,6 +871,7 @@ class Search:
         commit = self._planned_commit()
         if commit is None and not self._decides(found) and may_commit and COMMIT in self.ledger.reservations:
             self._plan_commit()
+            self.whole = len(self.log)  # whoever goes on with a search that is closed now pays for this commit
             commit = self._planned_commit()
             if self._grant is not None:
                 self._wait_for_grant()  # the plan is durable before the commit is sampled
@@ -987,11 +989,14 @@ class Search:
                 self._emit(Settled(COMMIT))
 
     def left(self) -> list[Event]:
-        """The log of a search that was closed before its end, for one that goes on with it as after a kill.
+        """The log of a search that was closed, for one that goes on with it as after a kill.
 
         Its last grant leaves to be lost just what the engine had used of what was under way, which is planned still;
-        nothing, if the engine had given up: what it had in hand is then accounted for in the log.
+        nothing, if the engine had given up: what it had in hand is then accounted for in the log. A search that is done
+        leaves its log.
         """
+        if self.done:
+            return list(self.log)
         used = self.ledger.committed.minus(self.ledger.reservations.get(COMMIT, NOTHING))
         return [*(self.log if self._resumes else self.log[: self.whole]), Granted(tuple(used))]
 

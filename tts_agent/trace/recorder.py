@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from tts_agent.errors import ConfigError, LogError
-from tts_agent.events import Chosen, Event, Granted, Lost, Opened, from_json, to_json
+from tts_agent.events import COMMIT, KILLED, Chosen, Event, Granted, Lost, Opened, from_json, to_json
 from tts_agent.tree import ThoughtTree
 
 _HEAD = b'{"search":'
@@ -204,7 +204,9 @@ class _Open:
     def add(self, event: Event, line: int) -> None:
         if isinstance(event, Lost) and event.reservation is None:
             # A killed search goes on. It went back to its last whole chunk: the torn one after it counts for nothing.
-            del self.events[self.whole :]
+            # What it writes off of a commit comes first.
+            commit = self.events[-1:] if _is_killed_commit(self.events[-1]) else []
+            self.events[self.whole :] = commit
         self.events.append(event)
         self.line = line
         if isinstance(event, Granted | Chosen):
@@ -229,6 +231,10 @@ class _Open:
             if half and self.line == lines:
                 cut += f"; line {lines + 1} is cut in the middle"
         return Log(self.search, tuple(self.events), cut)
+
+
+def _is_killed_commit(event: Event) -> bool:
+    return isinstance(event, Lost) and event.reservation == COMMIT and event.reason == KILLED
 
 
 def _event(path: Path, number: int, line: bytes) -> tuple[str, Event]:
