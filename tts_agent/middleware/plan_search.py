@@ -27,7 +27,7 @@ from tts_agent.middleware.meter import BudgetRefusal, current_meter
 from tts_agent.middleware.request import changed
 from tts_agent.nodes.attempt import Draining, draining
 from tts_agent.nodes.audience import Audience
-from tts_agent.nodes.handle import SearchHandle, delist, drained, enlist
+from tts_agent.nodes.handle import Drained, SearchHandle, delist, enlist
 from tts_agent.nodes.observed import open_search
 from tts_agent.nodes.overrides import know, overridden
 from tts_agent.nodes.place import Place
@@ -204,7 +204,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         handle = SearchHandle.of(run, request.runtime, node=self.name)
         enlist(handle)
         try:
-            with drained(run, _draining(request, engine)):
+            with Drained(run, _draining(request, engine)):
                 while not run.done:
                     await run.chunk(max_seconds=inf)  # nobody waits for its parts
                     run.confirm()

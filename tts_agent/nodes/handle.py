@@ -1,8 +1,6 @@
 """Searches under way in this process, to be stopped or deepened from outside."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from threading import Lock
 from typing import Any, Self, Unpack, cast
 
@@ -110,24 +108,26 @@ def delist(handle: SearchHandle) -> None:
             _running.remove(handle)
 
 
-@contextmanager
-def drained(search: Search, draining: Draining | None) -> Iterator[None]:
-    """Stop `search`, which is driven here, when its graph is asked to come to an end; None outside a graph."""
-    if draining is None:
-        yield
-        return
-    loop, timer = asyncio.get_running_loop(), None
+class Drained:
+    """While it is entered, `search` is stopped when its graph is asked to come to an end; None outside a graph."""
 
-    def look() -> None:
-        nonlocal timer
-        timer = None if heed(search, draining) else loop.call_later(LOOK, look)
+    __slots__ = ("_draining", "_search", "_timer")
 
-    look()
-    try:
-        yield
-    finally:
-        if timer is not None:
-            timer.cancel()
+    def __init__(self, search: Search, draining: Draining | None) -> None:
+        self._search, self._draining = search, draining
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        if self._draining is not None:
+            self._look(self._draining)
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self, draining: Draining) -> None:
+        stopped = heed(self._search, draining)
+        self._timer = None if stopped else asyncio.get_running_loop().call_later(LOOK, self._look, draining)
 
 
 def heed(search: Search, draining: Draining) -> bool:

@@ -25,7 +25,7 @@ from tts_agent.events import (
     log_to_json,
 )
 from tts_agent.nodes.attempt import Attempt, Left, same_step
-from tts_agent.nodes.handle import SearchHandle, delist, drained, enlist
+from tts_agent.nodes.handle import Drained, SearchHandle, delist, enlist
 from tts_agent.nodes.review import CHOSE, WROTE, Answer, Choose, Edit, More, Review, is_more, read_edit
 from tts_agent.outcome import Outcome
 from tts_agent.search import Search
@@ -230,7 +230,7 @@ class Conversation:
         search = self._search if self._handle is not None and self._search is not None else await self._begin()
         self._obey(search)
         try:
-            with drained(search, None if self._attempt is None else self._attempt.draining):
+            with Drained(search, None if self._attempt is None else self._attempt.draining):
                 await search.chunk(max_events=self._max_events, max_seconds=self._max_seconds)
         except EngineUnavailable as outage:
             await search.aclose()
