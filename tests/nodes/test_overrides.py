@@ -190,6 +190,13 @@ def test_a_context_of_any_other_shape_changes_nothing(context: Any) -> None:
     assert used(run("sync", context=context), 20)
 
 
+def test_a_context_that_another_graph_would_read_as_budgets_changes_nothing() -> None:
+    other = make_graph(make_engine(), name="billing", **SETTINGS)
+    assert used(run("sync", context={"billing": {"calls": 3}}), 20)
+    with pytest.raises(ConfigError, match="did you mean"):
+        other.compile().invoke(GO, context={"billing": {"calls": 3}})
+
+
 def test_a_tuple_of_ones_own_may_have_budgets() -> None:
     assert used(run("sync", context=Tenant("c", tts={"plan": {"calls": 8}})), 8)
 

@@ -236,6 +236,22 @@ def test_a_graph_may_come_with_the_call() -> None:
     assert built.compile().invoke(GO, context=context)["tts"]["step"] == 2
 
 
+class Carried(PlanState):
+    """A state with a graph."""
+
+    graph: Any
+
+
+def test_a_graph_may_be_in_the_state() -> None:
+    built: StateGraph[Any, Any, Any, Any] = StateGraph(Carried)
+    built.add_node("outer", plan("outer"))
+    built.add_node("sub", lambda state: state["graph"].invoke({"messages": state["messages"]}))
+    built.add_edge(START, "outer")
+    built.add_edge("outer", "sub")
+    start = {**GO, "graph": graph(plan("inner"))}
+    assert limited(built.compile().invoke(start, context={"tts": {"inner": FEW, "outer": FEW}}))
+
+
 @pytest.mark.parametrize("staged", [False, True])
 def test_a_planner_is_known_as_a_sub_graph(staged: bool) -> None:
     engine = make_engine()
@@ -319,6 +335,12 @@ class TestRefused:
             with pytest.raises(ConfigError, match="does not lead to"):
                 graph(plan("outer"), other).invoke(GO, context={"tts": {"inner": FEW}})
 
+    def test_a_planner_that_a_node_makes_itself_which_every_name_reaches(self) -> None:
+        whole = graph(plan("outer"), lambda state: graph(plan("late")).invoke(state))
+        with pytest.raises(ConfigError, match="'late'.*use '\\*' for planners that a node makes itself"):
+            whole.invoke(GO, context={"tts": {"late": FEW, "outer": FEW}})
+        assert limited(whole.invoke(GO, context={"tts": {"*": FEW}}))
+
     def test_a_search_of_another_agent_and_a_run_that_no_planner_has(self) -> None:
         other = PlanSearchMiddleware(2)
         model = Teller(lambda messages, call: "fine")
@@ -384,6 +406,22 @@ def test_a_graph_is_looked_at_once_and_not_at_all_for_its_own_names(monkeypatch:
     own.invoke(GO, context={"tts": {"*": FEW, "PlanSearchMiddleware": FEW}})
     whole.invoke(GO)
     assert not looked
+    for _ in range(3):
+        whole.invoke(GO, context={"tts": {"outer": FEW, "second": FEW}})
+    assert len(looked) == 1
+
+
+def test_a_graph_that_is_too_large_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    walk = reach_module._walk
+
+    def counted(roots: Any) -> Any:
+        looked.append(1)
+        return walk(roots)
+
+    monkeypatch.setattr(reach_module, "_walk", counted)
+    monkeypatch.setattr(reach_module, "LIMIT", 20)
+    whole = graph(plan("outer"), plan("second"))
     for _ in range(3):
         whole.invoke(GO, context={"tts": {"outer": FEW, "second": FEW}})
     assert len(looked) == 1

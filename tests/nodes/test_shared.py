@@ -212,6 +212,23 @@ def test_messages_of_a_branch_do_not_end_a_run_that_a_human_interrupts(branch: s
         assert spent(result) == served(engine) - before <= LIMIT
 
 
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("deep", [0, 1, 2])
+def test_a_fork_from_before_anything_was_spent_goes_on_in_its_account(deep: int, sync: bool) -> None:
+    engine, shared = make_engine(), SharedBudget(Budget(calls=LIMIT))
+    plan = node(engine, shared)
+    for _ in range(deep):
+        plan = chain(plan).compile()
+    agent = chain(plan).compile(checkpointer=InMemorySaver())
+    agent.invoke(GO, THREAD)
+    before = next(state for state in agent.get_state_history(THREAD) if state.next == ("n0",))
+    for _ in range(3):
+        result = agent.invoke(None, before.config) if sync else asyncio.run(agent.ainvoke(None, before.config))
+    assert spent(result) == served(engine) <= LIMIT
+    begun = served(engine)
+    assert spent(agent.invoke(GO, THREAD)) == served(engine) - begun  # what somebody writes begins a new run
+
+
 class TestTwoBudgetsOfOneName:
     def test_in_one_state_they_are_refused(self) -> None:
         engine = make_engine()

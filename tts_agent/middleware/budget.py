@@ -17,7 +17,7 @@ from tts_agent.middleware.bounds import PromptBound, estimate
 from tts_agent.middleware.meter import CAPS, BudgetRefusal, Meter, current_meter, from_model, metering
 from tts_agent.middleware.request import changed
 from tts_agent.nodes.account import Account
-from tts_agent.nodes.shared import SharedBudget
+from tts_agent.nodes.shared import Run, SharedBudget
 from tts_agent.nodes.spent import BUDGETS, merge_budgets
 from tts_agent.usage import ZERO, Prices, Usage
 
@@ -172,10 +172,13 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             said=self._said,
         )
         with metering(meter):
-            yield _Visit(own, meter)
+            yield _Visit(own, meter, resumed=Run.current().resumed)
 
     def cap(self, request: ModelRequest[Any], visit: "_Visit") -> ModelRequest[Any]:
-        """`request` with a cap on its answer that fits. Raises `BudgetRefusal` if not even the least answer fits."""
+        """`request` with a cap on its answer that fits.
+
+        Raises `BudgetRefusal` if not even the least answer fits and none can be stored.
+        """
         meter = visit.meter
         argument = self._cap or next((name for name in CAPS if hasattr(request.model, name)), None)
         if argument is None or not meter.ledger.counts_tokens:
@@ -191,7 +194,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             wanted,
             least_tokens=least,
         )
-        if fits is None:
+        if fits is None and not visit.resumed:
             meter.check(meter.bound(prompt, least))
         tokens = least if fits is None else fits.max_tokens  # room may have come free just now
         return changed(request, model_settings={**request.model_settings, argument: tokens})
@@ -237,10 +240,13 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
 
 
 class _Visit:
-    """One model or tool call of the agent: the `account` of its own budget, and the `meter` of the calls inside."""
+    """One model or tool call of the agent: the `account` of its own budget, and the `meter` of the calls inside.
 
-    def __init__(self, account: Account, meter: Meter) -> None:
-        self.account, self.meter = account, meter
+    If the run was `resumed`, answers may be stored that were paid before.
+    """
+
+    def __init__(self, account: Account, meter: Meter, *, resumed: bool) -> None:
+        self.account, self.meter, self.resumed = account, meter, resumed
 
     async def in_time(self, work: Awaitable[T]) -> T:
         """What `work` gives. It is cancelled when the run's time is over; raises `BudgetRefusal` then."""
@@ -272,7 +278,10 @@ class _Turn:
             return None
         self._tries += 1
         try:
-            self._visit.meter.check(Usage(calls=1))
+            if self._visit.resumed:  # answers that are stored need no room, and the meter refuses what is called anew
+                self._visit.meter.check_time()
+            else:
+                self._visit.meter.check(Usage(calls=1))
             return self._middleware.cap(self._request, self._visit)
         except BudgetRefusal as refusal:
             self._refusal = refusal

@@ -74,7 +74,8 @@ def _defect(message: AIMessage, response: ModelResponse[Any], text: str) -> str:
         return f"no model said it: {text}"
     if message.invalid_tool_calls:
         return f"a tool call cannot be read: {message.invalid_tool_calls[0].get('error')}"
-    if response.structured_response is None and any(isinstance(said, ToolMessage) for said in response.result):
+    said = response.result
+    if len(said) > 1 and response.structured_response is None and any(isinstance(each, ToolMessage) for each in said):
         return "the structured output does not fit its schema"
     return "" if text or message.content else "it says nothing"
 

@@ -162,9 +162,13 @@ class Meter(BaseCallbackHandler):
                 for account in reversed(self.accounts):
                     if unit := account.ledger.refuses(bound):
                         self._refuse(account, unit)
-            left = self.seconds_left()
-            if left is not None and left <= 0:
-                self.time_out()
+            self.check_time()
+
+    def check_time(self) -> None:
+        """Raise `BudgetRefusal` if an account has no time left."""
+        left = self.seconds_left()
+        if left is not None and left <= 0:
+            self.time_out()
 
     def time_out(self) -> NoReturn:
         """Raise the refusal of the account whose time ends first; one of them has a limit."""

@@ -4,7 +4,9 @@ What is set later counts: the constructor, then the run's context, `context.tts[
 `config["configurable"]["tts"]` in the same order. Each is a part of a `Budget`: fields that are not named stay as they
 were, None takes a limit away. `"*"` is the budget of a step of every planning node and every `PlanSearchMiddleware`; a
 name is that of one of them, of one `SharedBudget` (an agent's budget is named "agent"), or "run" for a plain
-`run_budget`. All names must be read in the graph that is called, or in graphs that it leads to (see `reach.py`).
+`run_budget`. All names must be read in the graph that is called, or in graphs that it leads to (see `reach.py`). What
+cannot be known before it runs is not among them: planners that a node makes itself, and graphs that it finds by a weak
+reference or a `ContextVar`. The steps of those are named by `"*"`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -78,7 +80,7 @@ def overridden(
     shape.
     """
     changed = Budget() if budget is None else budget
-    for source, overrides in _sources(config):
+    for source, overrides in _sources(name, config):
         _check(source, overrides, name, config)
         for key in (EVERY, name) if every else (name,):
             if key in overrides:
@@ -89,8 +91,8 @@ def overridden(
     return changed
 
 
-def _sources(config: RunnableConfig | None) -> Iterator[tuple[str, Any]]:
-    """Where overrides come from, the later ones last."""
+def _sources(name: str, config: RunnableConfig | None) -> Iterator[tuple[str, Any]]:
+    """Where overrides come from, the later ones last. Raises `ConfigError` for a context of the wrong shape."""
     try:
         context = get_runtime().context
     except RuntimeError:  # outside a graph
@@ -101,7 +103,7 @@ def _sources(config: RunnableConfig | None) -> Iterator[tuple[str, Any]]:
         if tts is not None:
             yield "context.tts", tts
         elif is_mapping:
-            _check_keys(context)
+            _check_keys(context, name, config)
         elif type(context) in BARE:
             raise ConfigError(
                 f"context={context!r} is no context: one with budgets is a mapping with 'tts' or an object with an "
@@ -117,10 +119,12 @@ def _sources(config: RunnableConfig | None) -> Iterator[tuple[str, Any]]:
         yield "config['configurable']['tts']", tts
 
 
-def _check_keys(context: Mapping[Any, Any]) -> None:
-    """Raise `ConfigError` for a context that was meant to change budgets and has no 'tts'."""
+def _check_keys(context: Mapping[Any, Any], name: str, config: RunnableConfig | None) -> None:
+    """Raise `ConfigError` for a context that was meant to change budgets and has no 'tts'; `name` is read."""
     for key, change in context.items():
-        if isinstance(change, dict) and change and FIELDS.issuperset(change) and key in {EVERY, *_everywhere()}:
+        if not (isinstance(change, dict) and change and FIELDS.issuperset(change)):
+            continue
+        if key in (EVERY, name) or key in _here(config, anew=False):
             raise ConfigError(
                 f"context={context!r} changes no budget, for they are changed under 'tts'; did you mean "
                 f"context={{'tts': {{{key!r}: {change!r}}}}}?"
@@ -149,7 +153,7 @@ def _unread(source: str, unknown: set[Any], known: set[str]) -> str:
         why += f"; {RUN!r} is a plain run_budget, and a SharedBudget is changed by its own name"
     if elsewhere := sorted((unknown & _everywhere()) - {RUN}):
         why += f"; this graph does not lead to {elsewhere!r}: change a budget in the call that runs its graph"
-    return why
+    return f"{why}; use {EVERY!r} for planners that a node makes itself"
 
 
 def _here(config: RunnableConfig | None, *, anew: bool) -> set[str]:

@@ -9,7 +9,7 @@ import gc
 import os
 import sys
 from asyncio import AbstractEventLoop, Future
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from concurrent.futures import Future as ThreadFuture
 from contextvars import Context
@@ -68,8 +68,8 @@ WORK = (
 )
 """What is under way, which leads to whatever else the process does."""
 
-_found: "WeakKeyDictionary[Any, WeakSet[Any]]" = WeakKeyDictionary()
-"""What graphs were found to lead to, by the first of their nodes."""
+_found: "WeakKeyDictionary[Any, WeakSet[Any] | None]" = WeakKeyDictionary()
+"""What graphs were found to lead to, by the first of their nodes; None where that could not be told."""
 
 
 def reached(owners: Collection[Any], config: RunnableConfig | None = None, *, anew: bool) -> Collection[Any]:
@@ -77,45 +77,62 @@ def reached(owners: Collection[Any], config: RunnableConfig | None = None, *, an
 
     What was found before is told again unless `anew`.
     """
-    graphs = _running(config)
-    if not graphs:
+    running = _running(config)
+    if not running:
         return owners
-    first = next(iter(graphs[-1].values()))
-    if not anew and (known := _found.get(first)) is not None:
-        return list(known)
-    wanted = {id(owner): owner for owner in owners}
+    first = next(iter(running[-1].nodes.values()))
+    if anew or first not in _found:
+        _found[first] = _look(owners, running, anew=anew)
+    found = _found[first]
+    return owners if found is None else list(found)
+
+
+def _look(owners: Collection[Any], running: Sequence[Any], *, anew: bool) -> WeakSet[Any] | None:
+    """Those of `owners` that the graphs of the loops `running` lead to; None where that cannot be told.
+
+    The state may be large and hardly ever holds a graph, so it is looked at only if something was missed before.
+    """
+    wanted = {id(owner) for owner in owners}
     found: WeakSet[Any] = WeakSet()
+    roots = [*(node for loop in running for node in loop.nodes.values()), *_given(), *(_state(running) if anew else ())]
     try:
-        for each in _walk([*(node for graph in graphs for node in graph.values()), *_given()]):
+        for each in _walk(roots):
             if id(each) in wanted:
                 found.add(each)
     except _Unknowable:
-        return owners
-    _found[first] = found
-    return list(found)
+        return None
+    return found
 
 
 class _Unknowable(Exception):
     """What a graph leads to cannot be told."""
 
 
-def _running(config: RunnableConfig | None) -> list[Mapping[str, Any]]:
-    """The nodes of the graph that runs, and of the graphs around it, the outermost last; none outside a graph."""
+def _running(config: RunnableConfig | None) -> list[Any]:
+    """The loops of the graph that runs here, and of the graphs around it; see `loops`."""
     try:
         config = get_config()
     except RuntimeError:  # a thread without the context of its caller, which may have handed it the settings
         config = config or {}
-    graphs = []
+    return loops(config)
+
+
+def loops(config: RunnableConfig) -> list[Any]:
+    """What runs the graph whose task `config` belongs to, and the graphs around it, the outermost last.
+
+    None outside a graph. Each has the `nodes`, the `channels` and the `config` of its graph.
+    """
+    running = []
     try:
         # NOTE: LangGraph has no public way to the graph that runs. A task can schedule another one, by a method of the
-        # loop that runs its graph. Without this key every name of the process counts.
+        # loop that runs its graph. Without this key every name of the process counts, and a fork may begin anew.
         while (call := config.get("configurable", {}).get("__pregel_call")) is not None:
             loop = call.keywords["schedule_task"].__self__
-            graphs.append(loop.nodes)
+            running.append(loop)
             config = loop.config
     except (AttributeError, KeyError):
         return []
-    return graphs
+    return running
 
 
 def _given() -> Iterator[Any]:
@@ -126,6 +143,12 @@ def _given() -> Iterator[Any]:
     except RuntimeError:
         return
     yield from (value for key, value in settings.items() if not key.startswith("__pregel"))
+
+
+def _state(running: Iterable[Any]) -> Iterator[Any]:
+    """What the states of the graphs of the loops `running` hold."""
+    for loop in running:
+        yield from (channel.get() for channel in loop.channels.values() if channel.is_available())
 
 
 def _walk(roots: Iterable[Any]) -> Iterator[Any]:

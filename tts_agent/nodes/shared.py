@@ -17,6 +17,7 @@ from tts_agent.budget import Budget, Ledger
 from tts_agent.errors import ConfigError
 from tts_agent.nodes.account import Account, RunLedger
 from tts_agent.nodes.overrides import know, overridden
+from tts_agent.nodes.reach import loops
 from tts_agent.nodes.spent import BUDGETS, NOBODY, Entry, messages_of, newest_turn, read_entry
 from tts_agent.usage import Prices
 
@@ -31,8 +32,8 @@ IDLE = 3600.0
 class Run(NamedTuple):
     """Where the caller runs: the object that all of one `invoke` shares, the thread, and whether it was resumed.
 
-    Of the last only the first nodes know that run after it. `path` are the nodes around the graph, `read` tells what
-    its state has under a key.
+    Of the last only the first nodes know that run after it, and all in the graphs inside them. `path` are the nodes
+    around the graph, `read` tells what its state has under a key.
     """
 
     control: object | None = None
@@ -45,15 +46,17 @@ class Run(NamedTuple):
     def current(cls) -> Self:
         """The run of the graph that calls; an empty one outside a graph."""
         try:
-            runtime, settings = get_runtime(), get_config().get("configurable", {})
+            runtime, config = get_runtime(), get_config()
         except RuntimeError:
             return cls()
-        thread = settings.get("thread_id")
+        settings = config.get("configurable", {})
+        thread, space = settings.get("thread_id"), settings.get("checkpoint_ns", "")
         # NOTE: LangGraph has no public way to tell a run that goes on from a new one, nor to the state around a node.
         # Without these keys it counts whether somebody wrote since, as for later nodes, in what a node is handed.
-        resumed = bool(settings.get("__pregel_resuming"))
-        path, read = _path(settings.get("checkpoint_ns", "")), settings.get("__pregel_read")
-        return cls(runtime.control, None if thread is None else str(thread), resumed, path, read)
+        # A graph inside another one that is forked begins anew, so those around it are asked as well.
+        resumed = _resumes(config) or ("|" in space and any(_resumes(loop.config) for loop in loops(config)))
+        read = settings.get("__pregel_read")
+        return cls(runtime.control, None if thread is None else str(thread), resumed, _path(space), read)
 
     def turn(self, state: Any) -> str | None:
         """What `newest_turn` says of the graph's own messages, whatever its node was handed in `state`."""
@@ -62,6 +65,10 @@ class Run(NamedTuple):
             with suppress(KeyError):  # the graph's state has no such key
                 messages = self.read("messages")
         return newest_turn(messages or messages_of(state))
+
+
+def _resumes(config: RunnableConfig) -> bool:
+    return bool(config.get("configurable", {}).get("__pregel_resuming"))
 
 
 def _path(space: str) -> str:
@@ -84,7 +91,8 @@ class SharedBudget:
     In a process there is one live account a run, so what runs side by side cannot spend the same room twice. Across
     processes what was spent is known from the state: give the state of every graph the key (as `PlanState` has it). Two
     processes that work on one run at the same time do not see each other; the limit then holds in each of them. A fork
-    of a thread goes on in the account that it was forked from.
+    of a thread goes on in the account that it was forked from; in another process one from before anything was spent,
+    whose state tells of no account, begins anew.
     """
 
     def __init__(
