@@ -2,6 +2,7 @@
 
 import asyncio
 import operator
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from langchain.agents import AgentState, create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelFallbackMiddleware, ModelRetryMiddleware
 from langchain.agents.middleware.types import ExtendedModelResponse
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langgraph.channels.untracked_value import UntrackedValue
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
@@ -20,7 +22,7 @@ from langgraph.types import Command, interrupt
 from tests.middleware.world import Broken, Teller
 from tts_agent import Budget
 from tts_agent.middleware import BudgetMiddleware, Candidate, PlanSearchMiddleware
-from tts_agent.middleware.commands import COLLECTED, Commands
+from tts_agent.middleware.commands import COLLECTED, Commands, writable
 from tts_agent.nodes import SharedBudget
 
 GO: Any = {"messages": [HumanMessage("go")]}
@@ -251,6 +253,50 @@ class TestStored:
         assert model.served.calls == 2
 
 
+class Holding(AgentState[Any]):
+    held: NotRequired[Annotated[Any, UntrackedValue]]
+
+
+class Hold(Note):
+    """As `Note`, and holds something beside it that the agent keeps for as long as it runs."""
+
+    state_schema = type("HoldingAndNoting", (Noting, Holding), {})  # type: ignore[assignment]
+
+    def __init__(self, held: Any, form: type[dict[str, Any]] | type[list[Any]] = dict) -> None:
+        super().__init__(form)
+        self.held, self.seen = held, list[Any]()
+
+    def _noted(self, response: Any) -> Any:
+        said = super()._noted(response)
+        update = {**dict(said.command.update), "held": self.held}
+        return ExtendedModelResponse(said.model_response, Command(update=self.form(update.items())))
+
+    def after_model(self, state: Any, runtime: Any) -> None:
+        self.seen.append(state.get("held"))
+
+
+class TestWhatNoCheckpointerCanWrite:
+    @pytest.mark.parametrize("sync", [True, False])
+    @pytest.mark.parametrize("form", [dict, list])
+    @pytest.mark.parametrize("held", [threading.Lock(), lambda: None, object()], ids=["lock", "function", "object"])
+    def test_it_reaches_the_state_of_this_process(self, held: Any, form: Any, sync: bool) -> None:
+        hold, search = Hold(held, form), PlanSearchMiddleware(3, judge=prefer("1"), concurrency=1)
+        result = invoke(agent(Teller(count), search, hold, saver=InMemorySaver()), sync)
+        assert result["messages"][-1].text == "1" and noted(result, 1) and hold.seen == [held]
+
+    @pytest.mark.parametrize("form", [dict, list])
+    async def test_the_other_keys_outlive_a_kill(self, form: Any) -> None:
+        model, saver, hold = Teller(count, faults={2: "hangs"}), InMemorySaver(), Hold(threading.Lock(), form)
+        made = agent(model, PlanSearchMiddleware(4, judge=prefer("1"), concurrency=1), hold, saver=saver)
+        await killed(made, model, 2)
+        result = await made.ainvoke(None, THREAD)
+        assert model.served.calls == 5 and noted(result, 1) and hold.seen == [None]
+
+    def test_what_is_neither_keys_nor_pairs_is_left_out_whole(self) -> None:
+        left = writable(Command(update=object(), goto="there"), JsonPlusSerializer())
+        assert left == Command(goto="there")
+
+
 class Inner(PlanSearchMiddleware):
     """Another search, for each candidate of one."""
 
@@ -273,6 +319,67 @@ class TestOtherMiddlewareInside:
         await killed(made, model, 3)
         result = await made.ainvoke(None, THREAD)
         assert result["messages"][-1].text == "1" and noted(result, 1)
+
+    @pytest.mark.parametrize("sync", [True, False])
+    @pytest.mark.parametrize("other", [True, False])
+    @pytest.mark.parametrize("size", [1, 2])
+    async def test_what_another_search_stored_is_of_one_candidate(self, size: int, other: bool, sync: bool) -> None:
+        """None is given back in the place of another, and none is charged twice."""
+        killed_at, judged = 2 * size, list[str]()
+        model, saver = Teller(count, faults={killed_at: "hangs"}), InMemorySaver()
+        before, later = (SharedBudget(Budget(calls=30), name="agent") for _ in range(2))
+
+        def judge(candidate: Candidate) -> float:
+            judged.append(candidate.text)
+            return 0.1
+
+        def made(budget: SharedBudget) -> Any:
+            around, inside = PlanSearchMiddleware(5, judge=judge, concurrency=1), Inner(size, concurrency=1)
+            return agent(model, BudgetMiddleware(budget), around, inside, saver=saver)
+
+        await killed(made(before), model, killed_at)
+        again = made(later if other else before)
+        result = await asyncio.to_thread(again.invoke, None, THREAD) if sync else await again.ainvoke(None, THREAD)
+        assert model.served.calls == 5 * size + 1 and len(set(judged)) == len(judged) == 5
+        # Nobody can tell another process of the call that was under way when its process was killed.
+        assert charged(result["tts_budgets"]["agent"]) == model.served.calls - other
+
+    @pytest.mark.parametrize("sync", [True, False])
+    def test_another_search_over_an_interrupt(self, sync: bool) -> None:
+        model, judged = Teller(count), list[str]()
+
+        def ask(response: Any) -> Any:
+            if response.result[0].text == "2":
+                interrupt("go on?")
+            return response
+
+        async def aasking(request: Any, handler: Any) -> Any:
+            return ask(await handler(request))
+
+        def judge(candidate: Candidate) -> float:
+            judged.append(candidate.text)
+            return 0.1
+
+        middleware = [PlanSearchMiddleware(5, judge=judge, concurrency=1), Inner(1)]
+        asking = Hands((lambda request, handler: ask(handler(request))) if sync else aasking)
+        made = agent(model, *middleware, asking, saver=InMemorySaver())
+        assert "__interrupt__" in invoke(made, sync)
+        result = invoke(made, sync, Command(resume=True))
+        assert model.served.calls == 6 and judged == ["0", "1", "3", "4", "5"]
+        assert result["messages"][-1].response_metadata["tts"]["candidates"] == 5
+
+    @pytest.mark.parametrize("concurrency", [1, 3])
+    @pytest.mark.parametrize("stored", [True, False])
+    async def test_another_search_ends_with_its_agent(self, stored: bool, concurrency: int) -> None:
+        """A cancelled agent leaves no call of the model running."""
+        model = Teller(count, faults=dict.fromkeys(range(1, 9), "hangs"))
+        budget = SharedBudget(Budget(calls=20), name="agent")
+        around, inside = PlanSearchMiddleware(3, concurrency=concurrency), Inner(2, concurrency=concurrency)
+        saver = InMemorySaver() if stored else None
+        made = agent(model, around, inside, BudgetMiddleware(budget), saver=saver)
+        await killed(made, model, 1)
+        (account,) = budget._accounts.values()
+        assert asyncio.all_tasks() == {asyncio.current_task()} and account.idle
 
     @pytest.mark.parametrize("sync", [True, False])
     @pytest.mark.parametrize("outside", [True, False])

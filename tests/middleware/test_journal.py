@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,7 +31,14 @@ from tools.calculator import calculator
 from tts_agent import BestFirst, Budget
 from tts_agent.engines import Fault
 from tts_agent.errors import EngineUnavailable
-from tts_agent.middleware import BudgetMiddleware, Candidate, PlanSearchMiddleware, TextBound, TreeSearchMiddleware
+from tts_agent.middleware import (
+    BudgetMiddleware,
+    BudgetRefusal,
+    Candidate,
+    PlanSearchMiddleware,
+    TextBound,
+    TreeSearchMiddleware,
+)
 from tts_agent.pocket import countdown_verifier
 from tts_agent.pocket.dialect import CountdownDialect
 from tts_agent.usage import Usage
@@ -181,6 +189,69 @@ async def test_a_decision_that_the_graph_does_not_have_yet_is_given_back(sync: b
     assert result["messages"][-1].response_metadata["tts"]["candidates"] == 6
     entry = result["tts_budgets"]["agent"]
     assert entry["usage"]["calls"] + entry["lost"].get("calls", 0) == 12
+
+
+class TestUsedUp:
+    """What is stored costs nothing, so a budget around that is used up gives it back; what is asked anew is refused."""
+
+    @pytest.mark.parametrize("limits", [{"calls": 6}, {"calls": 6, "total_tokens": 10**6}])
+    @pytest.mark.parametrize("sync", [True, False])
+    @pytest.mark.parametrize("other", [True, False])
+    async def test_by_the_call_that_was_under_way(self, other: bool, sync: bool, limits: dict[str, int]) -> None:
+        world, saver = World(5), InMemorySaver()
+        guards = [BudgetMiddleware(Budget(**limits), prompt_bound=TextBound()) for _ in range(2)]
+        await die(world.agent(saver, guards[0]), world.model, 5, False)
+        result = await finish(world.agent(saver, guards[other]), sync, None)
+        # Nobody can tell another process of the call that was under way when its process was killed.
+        assert world.model.served.calls == 6 + other
+        assert result["messages"][1].tool_calls[0]["args"]["a"] == (6 if other else 4)
+        assert "the budget of 6 calls" in result["messages"][-1].text and len(result["messages"]) == 4
+
+    @pytest.mark.parametrize("sync", [True, False])
+    @pytest.mark.parametrize("other", [True, False])
+    @pytest.mark.parametrize("how", ["asks", "is killed", "fails"])
+    async def test_by_a_search_that_had_ended(self, how: str, other: bool, sync: bool) -> None:
+        world, saver, breaks = World(), InMemorySaver(), Breaks(how)
+        limits = {"outer": Budget(calls=9), "agent": Budget(calls=6)}
+        guards = [[BudgetMiddleware(limit, name=name) for name, limit in limits.items()] for _ in range(2)]
+        with suppress(Killed, RuntimeError):
+            await finish(world.agent(saver, *guards[0], breaks), sync)
+        assert world.model.served.calls == 6
+        start: Any = Command(resume=True) if how == "asks" else None
+        result = await finish(world.agent(saver, *guards[other], breaks), sync, start)
+        assert result["messages"][1].tool_calls[0]["args"]["a"] == 5 and world.model.served.calls == 6
+        assert "the budget of 6 calls" in result["messages"][-1].text
+
+    @pytest.mark.parametrize("limits", [{"calls": 1}, {"total_tokens": 1500}])
+    @pytest.mark.parametrize("at_limit", ["message", "raise"])
+    @pytest.mark.parametrize("sync", [True, False])
+    async def test_with_nothing_stored_the_agent_ends_as_ever(
+        self, sync: bool, at_limit: Any, limits: dict[str, int]
+    ) -> None:
+        world, saver = World(0), InMemorySaver()
+        world.model.max_tokens = 5000  # all that is left is reserved for the call that hangs, and lost
+        guard = BudgetMiddleware(Budget(**limits), prompt_bound=TextBound(), at_limit=at_limit)
+        await die(world.agent(saver, guard, n=1), world.model, 0, False)
+        if at_limit == "raise":
+            with pytest.raises(BudgetRefusal):
+                await finish(world.agent(saver, guard, n=1), sync, None)
+        else:
+            result = await finish(world.agent(saver, guard, n=1), sync, None)
+            assert "I have to stop here" in result["messages"][-1].text
+            assert result["tts_budgets"]["agent"]["limit"] in limits
+        assert world.model.served.calls == 1
+
+    async def test_time_that_is_over_refuses_what_is_stored_too(self) -> None:
+        class Slow(Breaks):
+            def _break(self) -> None:
+                time.sleep(0.6)
+                super()._break()
+
+        world, guard = World(), BudgetMiddleware(Budget(seconds=0.5))
+        agent = world.agent(InMemorySaver(), guard, Slow("asks"), n=1)
+        assert "__interrupt__" in await finish(agent, True)
+        result = await finish(agent, True, Command(resume=True))
+        assert "0.5 seconds" in result["messages"][-1].text and world.model.served.calls == 1
 
 
 class Rates:

@@ -1,9 +1,11 @@
 """What middleware inside a handler updates the agent's state with, of each call of the handler its own."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from types import CellType, FunctionType
 from typing import Any, Generic, TypeVar, cast
 
+from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.types import Command
 
 from tts_agent.nodes.spent import BUDGETS, Entry, merge_budgets
@@ -54,3 +56,25 @@ def spent(commands: Iterable[Command[Any]]) -> dict[str, Entry]:
         if isinstance(command.update, dict) and BUDGETS in command.update:
             told = merge_budgets(told, command.update[BUDGETS])
     return told
+
+
+def writable(command: Command[Any], serde: SerializerProtocol) -> Command[Any]:
+    """`command` without the keys of its update whose values `serde` cannot write."""
+    update: Any = command.update
+    if _writes(update, serde):
+        return command
+    if isinstance(update, dict):
+        update = {key: value for key, value in update.items() if _writes(value, serde)}
+    elif isinstance(update, (list, tuple)):
+        update = [pair for pair in update if _writes(pair, serde)]
+    else:
+        update = None
+    return replace(command, update=update)
+
+
+def _writes(value: Any, serde: SerializerProtocol) -> bool:
+    try:
+        serde.dumps_typed(value)
+    except Exception:  # foreign code: every serializer raises what it likes
+        return False
+    return True

@@ -3,6 +3,7 @@
 When an agent resumes, its search begins anew and asks for the same answers in the same order, and those that were
 stored are given back with their verdicts. Which answer is which does not matter: all are samples of one request. What
 failed is not stored, so it is tried again. A search that had ended is not begun anew: what came of it is stored too.
+What a search inside an answer stores lies under the task of that answer, so that it is given back to no other.
 
 With an answer lies what middleware inside updates the state with, and what was charged while it was made (retries and
 calls of its judge included), so that the budgets of another process, around and inside, know of it before they admit
@@ -11,20 +12,22 @@ anything.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import Context, copy_context
+from contextlib import contextmanager, suppress
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.config import get_config
 from langgraph.func import entrypoint, task
 from langgraph.types import Command
 from pydantic import TypeAdapter
 
 from tts_agent.events import verdict_from_json, verdict_to_json
-from tts_agent.middleware.commands import spent
+from tts_agent.middleware.commands import spent, writable
 from tts_agent.middleware.meter import current_meter
 from tts_agent.middleware.request import changed
 from tts_agent.middleware.tally import Tally, current_tally
@@ -34,6 +37,11 @@ from tts_agent.nodes.shared import Run
 from tts_agent.nodes.spent import BUDGETS, Entry, merge_budgets
 from tts_agent.thought import Unverified, Verdict
 from tts_agent.usage import Usage
+
+T = TypeVar("T")
+
+PLACE = ("checkpoint_ns", "checkpoint_map", "__pregel_task_id", "__pregel_scratchpad")
+"""Settings of a task by which LangGraph numbers, stores and finds again the graphs that the task calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +79,15 @@ async def akept(work: Callable[[Ask], Awaitable[Answer]], ask: Ask, request: Mod
             async def call() -> dict[str, Any]:
                 # The model's run is one of the caller's, not one of the journal.
                 with made.settled():
-                    return made.pack(await asyncio.create_task(_asked(ask, step.told(request)), context=outside))
+                    made.place(outside)
+                    asked = asyncio.create_task(_asked(ask, step.told(request)), context=outside)
+                    return made.pack(await _outlasted(asked))
 
             return made.unpack(await inside.copy().run(answer, call))
 
         return entrypoint.final(value=step.pack(await work(kept)), save=None)
 
-    return step.unpack(await search.ainvoke({}, hidden(None)))
+    return step.unpack(await search.ainvoke({}, _within()))
 
 
 def kept(
@@ -108,13 +118,35 @@ def kept(
 
             def call() -> dict[str, Any]:
                 with made.settled():
+                    made.place(outside)
                     return made.pack(outside.run(ask, step.told(request)))
 
             return made.unpack(inside.copy().run(answer, call).result())
 
         return entrypoint.final(value=step.pack(work(kept_answer)), save=None)
 
-    return step.unpack(search.invoke({}, hidden(None)))
+    return step.unpack(search.invoke({}, _within()))
+
+
+class _Within(NamedTuple):
+    """Where searches inside an answer are stored: the settings that `PLACE` names, for who runs in the same `task`."""
+
+    task: str
+    settings: dict[str, Any]
+
+
+_within_answer: ContextVar[_Within | None] = ContextVar("tts_agent_answer", default=None)
+"""The answer that is made here."""
+
+
+def _within() -> RunnableConfig:
+    """The config of a journal that begins here."""
+    # NOTE: of one in an answer of another, LangGraph would count which of its node's it is. That is another number once
+    # stored answers begin none, and it would be given back what another answer stored.
+    config, within = hidden(None), _within_answer.get()
+    if within is None or config["configurable"]["__pregel_task_id"] != within.task:
+        return config
+    return {**config, "configurable": {**config["configurable"], **within.settings}}
 
 
 def _journals() -> Attempts:
@@ -131,6 +163,8 @@ class _Step:
         self._answer: Answer | None = None  # once it was made here
         self._budgets: dict[str, Entry] = {}  # of middleware inside, as stored answers tell of them
         meter = current_meter()
+        self.serde = Attempts.of(get_config()).saver.serde
+        """What the checkpointer writes with."""
         self.accounts = () if meter is None else meter.accounts
         """Of the budgets around."""
         self.resumed = Run.current().resumed
@@ -155,7 +189,7 @@ class _Step:
     def pack(self, answer: Answer) -> dict[str, Any]:
         """What the checkpointer keeps: LangGraph does not run an entrypoint again that has ended."""
         self._answer = answer
-        return {**_packed(answer), "charged": self.charged}
+        return {**_packed(answer, self.serde), "charged": self.charged}
 
     def unpack(self, stored: dict[str, Any]) -> Answer:
         """The answer; of one that was made before, all that was charged for it is known."""
@@ -192,6 +226,11 @@ class _Made:
         self._tally.begin(context)
         return context
 
+    def place(self, context: Context) -> None:
+        """Have searches in `context` be stored under the journal's task that runs here; all else stays the caller's."""
+        own, caller = get_config()["configurable"], context.run(get_config)["configurable"]
+        context.run(_within_answer.set, _Within(caller["__pregel_task_id"], {key: own[key] for key in PLACE}))
+
     @contextmanager
     def settled(self) -> Iterator[None]:
         """The budgets around know of the answer, whatever becomes of it: they were charged as it was made."""
@@ -206,7 +245,7 @@ class _Made:
         """What the checkpointer keeps."""
         self._answer = answer
         return {
-            **_packed(answer),
+            **_packed(answer, self._step.serde),
             "verdict": None if answer.verdict is None else verdict_to_json(answer.verdict),
             "charged": {self._id: self._tally.charged.to_json()},
         }
@@ -220,13 +259,14 @@ class _Made:
         return Answer(_unpacked(stored, self._request), verdict, _commands(stored))
 
 
-def _packed(answer: Answer) -> dict[str, Any]:
+def _packed(answer: Answer, serde: SerializerProtocol) -> dict[str, Any]:
     structured = answer.response.structured_response
+    commands = [writable(command, serde) for command in answer.commands]
     return {
         "messages": answer.response.result,
         "structured": structured,
         "kind": type(structured).__name__,
-        "commands": [{part.name: getattr(each, part.name) for part in fields(Command)} for each in answer.commands],
+        "commands": [{part.name: getattr(each, part.name) for part in fields(Command)} for each in commands],
     }
 
 
@@ -258,3 +298,20 @@ def _revived(value: Any, kind: str, request: ModelRequest[Any]) -> Any:
 
 async def _asked(ask: Ask, request: ModelRequest[Any]) -> Answer:
     return await ask(request)
+
+
+async def _outlasted(work: asyncio.Task[T]) -> T:
+    """What `work` gives. It is cancelled with its caller, who ends after it."""
+    # NOTE: LangGraph cancels a task again while it ends. An answer that runs a graph of its own would then leave the
+    # tasks of that graph to themselves, and a call of the model running.
+    try:
+        await asyncio.wait((work,))
+    except asyncio.CancelledError:
+        work.cancel()
+        while not work.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait((work,))
+        if not work.cancelled():
+            work.exception()  # nobody else looks at it
+        raise
+    return work.result()

@@ -14,6 +14,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
 from langgraph.constants import TAG_NOSTREAM
+from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from tts_agent.budget import Budget, Ledger
@@ -34,7 +35,7 @@ from tts_agent.nodes.place import Place
 from tts_agent.nodes.spent import BUDGETS
 from tts_agent.nodes.transformer import TTSTransformer
 from tts_agent.outcome import Outcome
-from tts_agent.search import BestOfN, Strategy, make_strategy
+from tts_agent.search import BestOfN, Search, Strategy, make_strategy
 from tts_agent.thought import StopReason, Verdict
 from tts_agent.trace.recorder import Recorder, trace_path
 from tts_agent.usage import Prices
@@ -204,7 +205,7 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
         handle = SearchHandle.of(run, request.runtime, node=self.name)
         enlist(handle)
         try:
-            with Drained(run, _draining(request, engine)):
+            with Drained(run, _draining(request.runtime, run)):
                 while not run.done:
                     await run.chunk(max_seconds=inf)  # nobody waits for its parts
                     run.confirm()
@@ -258,12 +259,12 @@ def _config() -> RunnableConfig:
         return {}
 
 
-def _draining(request: ModelRequest[Any], engine: CandidateEngine) -> Draining | None:
+def _draining(runtime: Runtime[Any] | None, search: Search) -> Draining | None:
     """Tells whether the graph is to come to an end, once there is a candidate: without a search it waits for one."""
-    if request.runtime is None:
+    if runtime is None:
         return None
-    asked = draining(request.runtime)
-    return lambda: asked() if engine.found else None
+    asked, thoughts = draining(runtime), search.state.tree.thoughts
+    return lambda: asked() if any(thought.status == "complete" for thought in thoughts.values()) else None
 
 
 def _in_time(budget: Budget) -> Budget:
