@@ -26,9 +26,9 @@ from tts_agent.middleware.commands import Commands, spent
 from tts_agent.middleware.journal import Answer, Ask, akept, kept
 from tts_agent.middleware.meter import BudgetRefusal, current_meter
 from tts_agent.middleware.request import changed
-from tts_agent.nodes.attempt import Draining, draining
+from tts_agent.nodes.attempt import draining
 from tts_agent.nodes.audience import Audience
-from tts_agent.nodes.handle import Drained, SearchHandle, delist, enlist
+from tts_agent.nodes.handle import SearchHandle, delist, enlist
 from tts_agent.nodes.observed import open_search
 from tts_agent.nodes.overrides import know, overridden
 from tts_agent.nodes.place import Place
@@ -202,13 +202,12 @@ class PlanSearchMiddleware(AgentMiddleware[Any, Any, Any]):
             seed=self._seed,
             search=self.name,
         )
-        handle = SearchHandle.of(run, request.runtime, node=self.name)
+        handle = _handle(run, request.runtime, self.name)
         enlist(handle)
         try:
-            with Drained(run, _draining(request.runtime, run)):
-                while not run.done:
-                    await run.chunk(max_seconds=inf)  # nobody waits for its parts
-                    run.confirm()
+            while not run.done:
+                await run.chunk(max_seconds=inf)  # nobody waits for its parts
+                run.confirm()
         finally:
             delist(handle)
             await run.aclose()
@@ -259,12 +258,17 @@ def _config() -> RunnableConfig:
         return {}
 
 
-def _draining(runtime: Runtime[Any] | None, search: Search) -> Draining | None:
-    """Tells whether the graph is to come to an end, once there is a candidate: without a search it waits for one."""
-    if runtime is None:
-        return None
-    asked, thoughts = draining(runtime), search.state.tree.thoughts
-    return lambda: asked() if any(thought.status == "complete" for thought in thoughts.values()) else None
+def _handle(search: Search, runtime: Runtime[Any] | None, name: str) -> SearchHandle:
+    """The handle of `search`. A drain stops it once there is a candidate: without a search it waits for an answer."""
+    info = None if runtime is None else runtime.execution_info
+    thread, run = (None, None) if info is None else (info.thread_id, info.run_id)
+    thoughts = search.state.tree.thoughts
+
+    def asked() -> str | None:
+        found = any(thought.status == "complete" for thought in list(thoughts.values()))
+        return draining(runtime) if found and runtime is not None else None
+
+    return SearchHandle(search, node=name, thread=thread, run=run, draining=asked)
 
 
 def _in_time(budget: Budget) -> Budget:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from threading import Lock
 from typing import Any, NamedTuple
@@ -90,7 +91,7 @@ def current_attempt() -> Attempt | None:
         info.thread_id,
         info.run_id,
         runtime.heartbeat,
-        draining(runtime),
+        partial(draining, runtime),
         _calls_here(),
     )
 
@@ -99,9 +100,9 @@ Draining = Callable[[], str | None]
 """Gives the reason once a graph is asked to come to an end."""
 
 
-def draining(runtime: Runtime[Any]) -> Draining:
-    """What tells whether the graph of `runtime` is asked to come to an end."""
-    return lambda: (runtime.drain_reason or "no reason given") if runtime.drain_requested else None
+def draining(runtime: Runtime[Any]) -> str | None:
+    """Why the graph of `runtime` is asked to come to an end; None if it is not."""
+    return (runtime.drain_reason or "no reason given") if runtime.drain_requested else None
 
 
 def _calls_here() -> Calls:

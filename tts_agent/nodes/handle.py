@@ -1,18 +1,16 @@
-"""Searches under way in this process, to be stopped or deepened from outside."""
+"""Searches under way in this process, to be stopped or deepened from outside, and stopped when their graphs drain."""
 
-import asyncio
-from threading import Lock
-from typing import Any, Self, Unpack, cast
+import time
+from threading import Event, Lock, Thread
+from typing import Self, Unpack, cast
 
-from langgraph.runtime import Runtime
-
-from tts_agent.nodes.attempt import Draining
+from tts_agent.nodes.attempt import Attempt, Draining
 from tts_agent.nodes.overrides import BudgetOverride
 from tts_agent.search import Search
 from tts_agent.usage import Usage
 
 LOOK = 0.05
-"""Seconds between two looks at whether the graph is to come to an end."""
+"""Seconds between two looks at whether graphs are to come to an end."""
 
 
 class SearchHandle:
@@ -24,16 +22,18 @@ class SearchHandle:
     none. All methods may be called from any thread; after the search's end they have no effect.
     """
 
-    def __init__(self, search: Search, *, node: str, thread: str | None, run: str | None) -> None:
+    def __init__(
+        self, search: Search, *, node: str, thread: str | None, run: str | None, draining: Draining | None
+    ) -> None:
         self.node, self.thread, self.run = node, thread, run
-        self._search = search
+        self._search, self._draining = search, draining
 
     @classmethod
-    def of(cls, search: Search, runtime: Runtime[Any] | None, *, node: str) -> Self:
-        """The handle of a search that a task of a graph drives in `runtime`; None outside a graph."""
-        info = None if runtime is None else runtime.execution_info
-        thread, run = (None, None) if info is None else (info.thread_id, info.run_id)
-        return cls(search, node=node, thread=thread, run=run)
+    def of(cls, search: Search, attempt: Attempt | None, *, node: str) -> Self:
+        """The handle of a search that `attempt` drives; None outside a graph."""
+        if attempt is None:
+            return cls(search, node=node, thread=None, run=None, draining=None)
+        return cls(search, node=node, thread=attempt.thread, run=attempt.run, draining=attempt.draining)
 
     def __repr__(self) -> str:
         return f"SearchHandle(search={self.search!r}, thread={self.thread!r}, run={self.run!r})"
@@ -73,9 +73,20 @@ class SearchHandle:
         """
         self._search.deepen(cast(dict[str, float], more))
 
+    def heed(self) -> bool:
+        """Stop the search if its graph is asked to come to an end; whether it is."""
+        reason = None if self._draining is None else self._draining()
+        if reason is not None:
+            self._search.cancel(f"the graph is draining: {reason}")
+        return reason is not None
+
 
 _lock = Lock()
 _running: list[SearchHandle] = []
+_busy = Event()
+"""There are searches."""
+_watcher: Thread | None = None
+"""Looks after the graphs of all searches. A timer for each would cost a small decision more than the rest of this."""
 
 
 def running_searches(
@@ -96,9 +107,15 @@ def running_searches(
 
 
 def enlist(handle: SearchHandle) -> None:
-    """Let `running_searches` find `handle`."""
+    """Let `running_searches` find `handle`, and stop its search when its graph is asked to come to an end."""
+    global _watcher
     with _lock:
         _running.append(handle)
+        if not _busy.is_set():
+            _busy.set()
+            if _watcher is None or not _watcher.is_alive():  # none yet, or none in this process, which was forked
+                _watcher = Thread(target=_watch, name="tts-agent-drain", daemon=True)
+                _watcher.start()
 
 
 def delist(handle: SearchHandle) -> None:
@@ -108,31 +125,12 @@ def delist(handle: SearchHandle) -> None:
             _running.remove(handle)
 
 
-class Drained:
-    """While it is entered, `search` is stopped when its graph is asked to come to an end; None outside a graph."""
-
-    __slots__ = ("_draining", "_search", "_timer")
-
-    def __init__(self, search: Search, draining: Draining | None) -> None:
-        self._search, self._draining = search, draining
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> None:
-        if self._draining is not None:
-            self._look(self._draining)
-
-    def __exit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _look(self, draining: Draining) -> None:
-        stopped = heed(self._search, draining)
-        self._timer = None if stopped else asyncio.get_running_loop().call_later(LOOK, self._look, draining)
-
-
-def heed(search: Search, draining: Draining) -> bool:
-    """Stop `search` if its graph is asked to come to an end; whether it is."""
-    reason = draining()
-    if reason is not None:
-        search.cancel(f"the graph is draining: {reason}")
-    return reason is not None
+def _watch() -> None:
+    while _busy.wait():
+        time.sleep(LOOK)
+        with _lock:
+            running = list(_running)
+            if not running:
+                _busy.clear()
+        for handle in running:
+            handle.heed()

@@ -25,7 +25,7 @@ from tts_agent.events import (
     log_to_json,
 )
 from tts_agent.nodes.attempt import Attempt, Left, same_step
-from tts_agent.nodes.handle import Drained, SearchHandle, delist, enlist
+from tts_agent.nodes.handle import SearchHandle, delist, enlist
 from tts_agent.nodes.review import CHOSE, WROTE, Answer, Choose, Edit, More, Review, is_more, read_edit
 from tts_agent.outcome import Outcome
 from tts_agent.search import Search
@@ -230,8 +230,7 @@ class Conversation:
         search = self._search if self._handle is not None and self._search is not None else await self._begin()
         self._obey(search)
         try:
-            with Drained(search, None if self._attempt is None else self._attempt.draining):
-                await search.chunk(max_events=self._max_events, max_seconds=self._max_seconds)
+            await search.chunk(max_events=self._max_events, max_seconds=self._max_seconds)
         except EngineUnavailable as outage:
             await search.aclose()
             self._outage = outage
@@ -246,7 +245,7 @@ class Conversation:
         return {"id": self._live, "of": self._of, "after": self._tip, "turn": self._turn, "events": written}
 
     async def _begin(self) -> Search:
-        left, attempt = self._left, self._attempt
+        left = self._left
         self._catch_up()
         if left is not None and left.ends.get(self._tip) == len(self._log):
             self._log, self._search = left.log, None
@@ -255,10 +254,9 @@ class Conversation:
             self._recognise()
         search = self._whole()
         await self._record(self._log)  # the trace may have been cut elsewhere than the journal: it begins anew
-        thread, run = (None, None) if attempt is None else (attempt.thread, attempt.run)
-        if attempt is not None:
-            search.listen(attempt.heartbeat)
-        self._handle = SearchHandle(search, node=self._node, thread=thread, run=run)
+        if self._attempt is not None:
+            search.listen(self._attempt.heartbeat)
+        self._handle = SearchHandle.of(search, self._attempt, node=self._node)
         enlist(self._handle)
         return search
 

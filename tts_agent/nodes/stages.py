@@ -30,7 +30,7 @@ from tts_agent.errors import ConfigError, SearchError
 from tts_agent.events import Chosen, Event, Judged, Opened, Pruned
 from tts_agent.loop import run_sync
 from tts_agent.nodes.attempt import Attempt, Left, Memo, current_attempt, stage_key
-from tts_agent.nodes.handle import Drained, SearchHandle, delist, enlist, heed
+from tts_agent.nodes.handle import SearchHandle, delist, enlist
 from tts_agent.nodes.place import own_space
 from tts_agent.nodes.planner import Planner, Settings, Step
 from tts_agent.nodes.standing import Asked, Shelf, Standing
@@ -111,16 +111,14 @@ class StageNode(Runnable[StagedState, Update]):
 
     async def _drive(self, search: Search, attempt: Attempt | None) -> None:
         """Do what this stage does; if the graph is to come to an end, end the search."""
-        thread, run = (None, None) if attempt is None else (attempt.thread, attempt.run)
-        handle = SearchHandle(search, node=self.planner.name, thread=thread, run=run)
+        handle = SearchHandle.of(search, attempt, node=self.planner.name)
         enlist(handle)
         try:
             if attempt is not None:
                 search.listen(attempt.heartbeat)  # as long as something arrives the stage is not idle
-            with Drained(search, None if attempt is None else attempt.draining):
-                if not search.done:  # else an attempt before this one failed after the search's end
-                    await self._work(search)
-            if attempt is not None and not search.done and heed(search, attempt.draining):
+            if not search.done:  # else an attempt before this one failed after the search's end
+                await self._work(search)
+            if not search.done and handle.heed():
                 await search.select()
             if search.done and self._stage == "select":
                 await self._record(search.log)
