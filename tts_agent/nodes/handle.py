@@ -113,9 +113,9 @@ def enlist(handle: SearchHandle) -> None:
         _running.append(handle)
         if not _busy.is_set():
             _busy.set()
-            if _watcher is None or not _watcher.is_alive():  # none yet, or none in this process, which was forked
-                _watcher = Thread(target=_watch, name="tts-agent-drain", daemon=True)
-                _watcher.start()
+        if _watcher is None or not _watcher.is_alive():  # none yet, or none in this process, which was forked
+            _watcher = Thread(target=_watch, name="tts-agent-drain", daemon=True)
+            _watcher.start()
 
 
 def delist(handle: SearchHandle) -> None:
