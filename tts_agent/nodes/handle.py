@@ -1,7 +1,7 @@
 """Searches under way in this process, to be stopped or deepened from outside, and stopped when their graphs drain."""
 
-import time
-from threading import Event, Lock, Thread
+import asyncio
+from threading import Lock
 from typing import Self, Unpack, cast
 
 from tts_agent.nodes.attempt import Attempt, Draining
@@ -83,10 +83,8 @@ class SearchHandle:
 
 _lock = Lock()
 _running: list[SearchHandle] = []
-_busy = Event()
-"""There are searches."""
-_watcher: Thread | None = None
-"""Looks after the graphs of all searches. A timer for each would cost a small decision more than the rest of this."""
+_looking: set[asyncio.AbstractEventLoop] = set()
+"""Loops that look after the graphs of all searches. A timer for each search would cost a small decision too much."""
 
 
 def running_searches(
@@ -107,15 +105,17 @@ def running_searches(
 
 
 def enlist(handle: SearchHandle) -> None:
-    """Let `running_searches` find `handle`, and stop its search when its graph is asked to come to an end."""
-    global _watcher
+    """Let `running_searches` find `handle`, and stop its search when its graph is asked to come to an end.
+
+    To be called in the loop that drives the search.
+    """
     with _lock:
         _running.append(handle)
-        if not _busy.is_set():
-            _busy.set()
-        if _watcher is None or not _watcher.is_alive():  # none yet, or none in this process, which was forked
-            _watcher = Thread(target=_watch, name="tts-agent-drain", daemon=True)
-            _watcher.start()
+    loop = asyncio.get_running_loop()
+    if loop not in _looking:
+        _looking.difference_update([each for each in list(_looking) if each.is_closed()])
+        _looking.add(loop)
+        loop.call_later(LOOK, _look, loop)
 
 
 def delist(handle: SearchHandle) -> None:
@@ -125,12 +125,12 @@ def delist(handle: SearchHandle) -> None:
             _running.remove(handle)
 
 
-def _watch() -> None:
-    while _busy.wait():
-        time.sleep(LOOK)
-        with _lock:
-            running = list(_running)
-            if not running:
-                _busy.clear()
-        for handle in running:
-            handle.heed()
+def _look(loop: asyncio.AbstractEventLoop) -> None:
+    with _lock:
+        running = list(_running)
+    for handle in running:
+        handle.heed()
+    if running:
+        loop.call_later(LOOK, _look, loop)
+    else:
+        _looking.discard(loop)
