@@ -392,15 +392,21 @@ def test_beyond_what_can_be_looked_at_every_name_of_the_process_counts(monkeypat
     del beside
 
 
-def test_a_graph_is_looked_at_once_and_not_at_all_for_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[int] = []
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Has one entry for each walk over a graph."""
+    walks: list[int] = []
     walk = reach_module._walk
 
     def counted(roots: Any) -> Any:
-        looked.append(1)
+        walks.append(1)
         return walk(roots)
 
     monkeypatch.setattr(reach_module, "_walk", counted)
+    return walks
+
+
+def test_a_graph_is_looked_at_once_and_not_at_all_for_its_own_names(looked: list[int]) -> None:
     whole = graph(plan("outer"), plan("second"))
     own = graph(create_agent(Teller(lambda m, c: "fine"), [], middleware=[PlanSearchMiddleware(2)]))
     own.invoke(GO, context={"tts": {"*": FEW, "PlanSearchMiddleware": FEW}})
@@ -411,15 +417,7 @@ def test_a_graph_is_looked_at_once_and_not_at_all_for_its_own_names(monkeypatch:
     assert len(looked) == 1
 
 
-def test_a_graph_that_is_too_large_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[int] = []
-    walk = reach_module._walk
-
-    def counted(roots: Any) -> Any:
-        looked.append(1)
-        return walk(roots)
-
-    monkeypatch.setattr(reach_module, "_walk", counted)
+def test_a_graph_that_is_too_large_is_looked_at_once(looked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reach_module, "LIMIT", 20)
     whole = graph(plan("outer"), plan("second"))
     for _ in range(3):
