@@ -15,7 +15,7 @@ from langgraph.types import Command
 
 from tts_agent.budget import Ledger
 from tts_agent.dialect import Dialect
-from tts_agent.engines.base import Engine, sample_bound
+from tts_agent.engines.base import Engine
 from tts_agent.errors import ConfigError
 from tts_agent.events import Event
 from tts_agent.middleware.meter import FREE, current_meter
@@ -131,10 +131,9 @@ class AgentPlanner(Planner):
 
         The step's own may do so too, which the search reports.
         """
-        task, meter = step.request.task, current_meter()
+        meter = current_meter()
         assert meter is not None, "who asked for the step is metered"
-        tokens = step.ledger.budget.commit_tokens or task.sampling(task.commit).max_tokens
-        meter.check(step.ledger.priced(sample_bound(self.engine.capabilities, len(task.root), 1, tokens)))
+        meter.check(step.ledger.priced(self.least(step)))
 
 
 def _around(ledger: Ledger) -> JointLedger | None:

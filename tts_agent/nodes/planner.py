@@ -27,7 +27,7 @@ from tts_agent.search.base import Strategy
 from tts_agent.search.dice import thought_seed
 from tts_agent.search.run import check_settings
 from tts_agent.thought import StopReason, Verdict
-from tts_agent.usage import Prices
+from tts_agent.usage import ZERO, Prices, Usage
 from tts_agent.verifiers.base import Verifier
 
 
@@ -174,12 +174,15 @@ class Planner:
 
     def short(self, step: Step) -> str | None:
         """The unit of which too little is left for the decision that must be paid for in any case."""
+        least = self.least(step)
+        return None if least == ZERO else step.ledger.refuses(least)
+
+    def least(self, step: Step) -> Usage:
+        """The most that this decision may use; nothing if none is held back."""
         tokens = step.ledger.budget.commit_tokens
         task = step.request.task
         tokens = task.sampling(task.commit).max_tokens if tokens is None else tokens
-        if not tokens:
-            return None
-        return step.ledger.refuses(sample_bound(self.engine.capabilities, len(task.root), 1, tokens))
+        return sample_bound(self.engine.capabilities, len(task.root), 1, tokens) if tokens else ZERO
 
     # --- the search
 
